@@ -1,0 +1,1 @@
+"""Where a relevance graph runs: ONNX Runtime on any CPU, or ONNX's own evaluator in float64."""

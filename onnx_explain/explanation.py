@@ -1,0 +1,137 @@
+"""What an explanation holds, how it is looked at, and its files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_explain.errors import InputError, OutputError, suggest
+from onnx_explain.version import __version__
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What was explained: element `index[n]` of sample n of `tensor` (the logits behind a Softmax, where there is one).
+
+    index: int64 [N], counted over the sample's flattened entries, -2 for a sample that was not explained; score: [N], its value.
+    """
+
+    tensor: str
+    index: Array
+    score: Array
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The relevance of one batch.
+
+    relevance: per input name, shape and dtype of that input. outputs: the model's own. absorbed: [N], relevance that
+    reached no input (bias, stabiliser, dead units, constants). conservation: [N], |seeded - arrived - absorbed| / |seeded|:
+    how far the relevance is from adding up; rounding for conserving methods, without meaning for gradients. kept:
+    relevance of the inner tensors asked for. seconds: wall time of the run. inputs: what was explained.
+    channel_axis: per input name, the axis a heat map sums, or None.
+    """
+
+    relevance: dict[str, Array]
+    outputs: dict[str, Array]
+    target: Target
+    conservation: Array
+    absorbed: Array
+    method: str
+    seconds: float
+    inputs: dict[str, Array]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    kept: dict[str, Array] = field(default_factory=dict)
+    channel_axis: dict[str, int | None] = field(default_factory=dict)
+    source: str = ""
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return len(self.target.index)
+
+    def heatmap(self, input: str | None = None) -> Array:  # noqa: A002 - ONNX's own word
+        """Relevance with the channel axis summed (its largest magnitude for `saliency`): [N, H, W], or [N, …] without channels."""
+        name = self._input(input)
+        axis = self.channel_axis.get(name)
+        r = self.relevance[name]
+        if axis is None:
+            return r
+        return r.max(axis) if self.method == "saliency" else r.sum(axis)
+
+    def plot(self, path: str | os.PathLike[str] | None = None, *, sample: int = 0, input: str | None = None, dark: bool = False) -> Any:  # noqa: A002
+        """Draw one sample: a picture's heat map over it, a signal's line under its relevance, a vector's bars.
+
+        Writes to `path` (png, svg, pdf by suffix) where given; returns the matplotlib figure.
+        """
+        from onnx_explain import render
+
+        name = self._input(input)
+        if not 0 <= sample < len(self):
+            raise InputError(f"There is no sample {sample}: the explanation holds {len(self)}.")
+        title = f"{self.method}: {self.target.tensor}[{int(self.target.index[sample])}]"
+        render.plot(
+            self.inputs[name][sample],
+            self.relevance[name][sample],
+            Path(path) if path is not None else None,
+            channel_axis=None if self.channel_axis.get(name) is None else (self.channel_axis[name] or 1) - 1,
+            title=title,
+            dark=dark,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write relevance, outputs, target and figures as ``.npz`` or ``.safetensors`` by suffix, whole or not at all."""
+        target = Path(path)
+        arrays = self.arrays()
+        notes = json.dumps(self.summary())
+        try:
+            draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            if target.suffix == ".safetensors":
+                from safetensors.numpy import save_file
+
+                save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, draft, {"onnx_explain": notes})
+            elif target.suffix == ".npz":
+                with draft.open("wb") as stream:
+                    np.savez_compressed(stream, **arrays, metadata=np.asarray(notes))
+            else:
+                raise OutputError(f"{target}: unknown suffix {target.suffix!r}; use .npz or .safetensors.")
+            draft.replace(target)
+        except OSError as error:
+            raise OutputError(f"{target} cannot be written: {error.strerror or error}; check the folder and its permissions.") from error
+
+    def arrays(self) -> dict[str, Array]:
+        """Every array by a flat name: ``relevance/<input>``, ``output/<name>``, ``kept/<tensor>``, ``target/index`` …"""
+        groups = (("relevance", self.relevance), ("output", self.outputs), ("kept", self.kept))
+        flat = {f"{group}/{name}": array for group, arrays in groups for name, array in arrays.items()}
+        flat |= {"target/index": self.target.index, "target/score": self.target.score}
+        return flat | {"conservation": self.conservation, "absorbed": self.absorbed}
+
+    def summary(self) -> dict[str, Any]:
+        """The figures as plain data, for JSON."""
+        return {
+            "onnx_explain": __version__,
+            "method": self.method,
+            "options": dict(self.options),
+            "source_sha256": self.source,
+            "explained": self.target.tensor,
+            "target": [int(i) for i in self.target.index],
+            "score": [float(s) for s in self.target.score],
+            "conservation": [float(c) for c in self.conservation],
+            "absorbed": [float(a) for a in self.absorbed],
+            "seconds": self.seconds,
+        }
+
+    def _input(self, name: str | None) -> str:
+        if name is None:
+            return next(iter(self.relevance))
+        if name not in self.relevance:
+            raise InputError(f"There is no relevance for an input {name!r}.{suggest(name, self.relevance)}")
+        return name

@@ -1,0 +1,341 @@
+"""Canonical form: functions inlined, one opset, constants lifted and folded, every tensor typed and shaped.
+
+Ordered passes with postconditions. Nothing here changes what the model computes: no fusion, no removal of a layer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+from onnx_ir.passes import common as passes
+
+from onnx_explain.errors import InputError, ModelError, suggest
+from onnx_explain.ir.model import first_line
+
+OPSET = 18  # the lowest opset with axes as inputs, Split's num_outputs and ScatterElements' additions
+FOLDED = 4096  # elements; larger constants stay expressions: a weight made by ConstantOfShape must not fill the file
+_RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+BATCH = "N"
+
+Shapes = Mapping[str, Sequence[int | str | None]]
+
+
+def canonicalize(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
+    """A new model in canonical form; `shapes` fixes dimensions of inputs that the file leaves open.
+
+    Postconditions: opset >= 18; no functions; no initialiser among the inputs; constants carry their number up to
+    4 096 elements; every tensor has a dtype and, where inference can tell, a shape whose only open dimension is the
+    batch (``N``). Raises ModelError and InputError.
+    """
+    model = model.clone()
+    _lift(model)
+    _convert(model)
+    _lift(model)
+    _name(model)
+    _clear_stale_shapes(model)
+    _bind(model, shapes or {})
+    _infer(model)
+    return model
+
+
+def _lift(model: ir.Model) -> None:
+    """Functions inlined, Constant nodes lifted, initialisers out of the inputs (IR < 4 lists them there)."""
+    try:
+        if model.functions:
+            passes.InlinePass()(model)
+            passes.RemoveUnusedFunctionsPass()(model)
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    except Exception as error:
+        raise ModelError(f"The model's functions or constants cannot be resolved ({first_line(error)}); export it again.") from error
+    graph = model.graph
+    fed = [v for v in graph.inputs if v.name not in graph.initializers]
+    if len(fed) != len(graph.inputs):
+        del graph.inputs[:]
+        graph.inputs.extend(fed)
+    model.ir_version = max(model.ir_version, 8)
+
+
+def _convert(model: ir.Model) -> None:
+    """One opset: up to 18 where the file is older, as it is where it is newer. Never down."""
+    version = model.graph.opset_imports.get("", None)
+    if version is None:
+        if any(node.domain == "" for node in model.graph):
+            raise ModelError("The model uses ONNX operators but names no version of them (`opset_import`); export it again.")
+        model.graph.opset_imports[""] = OPSET
+        return
+    if version >= OPSET:
+        return
+    from onnxscript import version_converter
+
+    _clear_stale_shapes(model)
+    outputs = [v.name for v in model.graph.outputs]
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    try:
+        version_converter.ConvertVersionPass(target_version=OPSET, fallback=True)(model)
+    except Exception as error:
+        raise ModelError(f"The model's opset {version} cannot be brought to {OPSET} ({first_line(error)}); export it with opset 18 or later.") from error
+    if model.graph.opset_imports.get("") != OPSET:
+        raise ModelError(f"The model's opset {version} cannot be brought to {OPSET}; export it with opset 13 or later.")
+    if [v.name for v in model.graph.outputs] != outputs:
+        raise ModelError(f"Bringing the model from opset {version} to {OPSET} lost an output's name; export it with opset 18 or later.")
+
+
+def _name(model: ir.Model) -> None:
+    """Unnamed nodes are called after their operator and place, so that every message can name one."""
+    taken = {node.name for node in model.graph if node.name}
+    seen: set[str] = set()
+    for index, node in enumerate(model.graph):
+        if not node.name or node.name in seen:
+            stem = f"{node.name or node.op_type}_{index}"
+            while stem in taken:
+                stem += "_"
+            node.name = stem
+            taken.add(stem)
+        seen.add(node.name)
+
+
+def _clear_stale_shapes(model: ir.Model) -> None:
+    kept = {id(v) for v in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values())}
+    for node in model.graph:
+        for value in node.outputs:
+            if id(value) not in kept:
+                value.shape = None
+
+
+def _bind(model: ir.Model, shapes: Shapes) -> None:
+    """Write the given dimensions into the inputs; the first axis stays open where the file leaves it open."""
+    named = {v.name or "": v for v in model.graph.inputs}
+    for name, given in shapes.items():
+        if name not in named:
+            raise InputError(f"The model has no input {name!r}.{suggest(name, named)}")
+        value = named[name]
+        own: list[Any] = list(value.shape) if value.shape is not None else [None] * len(given)
+        if len(own) != len(given):
+            raise InputError(f"Input {name!r} has rank {len(own)}, but the given shape {list(given)} has rank {len(given)}.")
+        for axis, size in enumerate(given):
+            if isinstance(own[axis], int) and isinstance(size, int) and own[axis] != size:
+                raise InputError(
+                    f"Input {name!r} has the fixed shape {[str(d) for d in own]}, not {list(given)}: axis {axis} must be {own[axis]}."
+                )
+            if not isinstance(own[axis], int) and isinstance(size, int) and (axis > 0 or value.shape is None):
+                own[axis] = size
+        if value.shape is None and not isinstance(given[0], int):
+            own[0] = BATCH
+        value.shape = ir.Shape([d if isinstance(d, (int, str, ir.SymbolicDim)) else None for d in own])
+
+
+def open_batch(model: ir.Model) -> bool:
+    """Whether an input's first dimension is left open."""
+    return any(v.shape is not None and len(v.shape) and not isinstance(v.shape[0], int) for v in model.graph.inputs)
+
+
+def _infer(model: ir.Model) -> None:
+    """Shapes and small constants, by looking at the model at one or two batch sizes.
+
+    With the batch fixed, all shape arithmetic is a number. What is equal at batch 2 and 3 is a constant; a dimension
+    that is not depends on the batch. A model whose graph bakes batch 1 in has no such two worlds: batch 1 is then its
+    only one.
+    """
+    if not open_batch(model):
+        _adopt(model, [_world(model, None)])
+        return
+    try:
+        worlds = [_world(model, 2), _world(model, 3)]
+    except ModelError:
+        worlds = [_world(model, 1)]
+        for value in model.graph.inputs:
+            if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
+                value.shape = ir.Shape([1, *list(value.shape)[1:]])
+    _adopt(model, worlds)
+
+
+_World = tuple[dict[str, ir.Shape | None], dict[str, ir.DataType | None], dict[str, npt.NDArray[Any]]]
+
+
+def _world(model: ir.Model, batch: int | None) -> _World:
+    """Shapes, dtypes and folded constants of every value with the batch fixed to `batch`."""
+    world = model.clone()
+    for value in world.graph.inputs:
+        if batch is not None and value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
+            value.shape = ir.Shape([batch, *list(value.shape)[1:]])
+    for value in world.graph.outputs:
+        value.shape = None
+    known: dict[str, npt.NDArray[Any]] = {}
+    for _ in range(64):  # each round resolves at least one more Reshape; real models need one to four
+        _shape_pass(world)
+        if not _fold(world, known):
+            break
+    values = {v.name or "": v for node in world.graph for v in node.outputs}
+    values |= {v.name or "": v for v in world.graph.inputs}
+    return {k: v.shape for k, v in values.items()}, {k: v.dtype for k, v in values.items()}, known
+
+
+def _shape_pass(world: ir.Model) -> None:
+    """ONNX's own inference on the graph without its large weights; a contradiction is the model's fault."""
+    from onnx_ir.passes.common import _c_api_utils
+
+    def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
+        return onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+
+    for node in world.graph:
+        for value in node.outputs:
+            value.shape = None if value.is_graph_output() else value.shape
+    try:
+        inferred = _c_api_utils.call_onnx_api(infer, world)
+    except Exception as error:
+        try:  # an operator without an inference rule stops the strict mode; the lenient one goes round it
+            inferred = _c_api_utils.call_onnx_api(
+                lambda p: onnx.shape_inference.infer_shapes(p, check_type=False, strict_mode=False, data_prop=True), world
+            )
+        except Exception:
+            raise ModelError(f"The model's shapes contradict each other ({first_line(error)}); export it again.") from error
+        if "Inferred shape and existing shape differ" in str(error) or "Incompatible dimensions" in str(error):
+            raise ModelError(f"The model's shapes contradict each other ({first_line(error)}); export it again.") from error
+    own = {v.name: v for node in world.graph for v in node.outputs}
+    for info in (*inferred.graph.value_info, *inferred.graph.output):
+        value = own.get(info.name)
+        if value is None or not info.type.HasField("tensor_type"):
+            continue
+        tensor = info.type.tensor_type
+        if tensor.elem_type:
+            value.dtype = ir.DataType(tensor.elem_type)
+        if tensor.HasField("shape"):
+            value.shape = ir.Shape(
+                [d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim]
+            )
+
+
+def _fold(world: ir.Model, known: dict[str, npt.NDArray[Any]]) -> bool:
+    """Evaluate every node whose operands are known and small; True where something was new."""
+    found = False
+    for node in list(world.graph):
+        if all((v.name or "") in known for v in node.outputs) or node.op_type in _RANDOM or node.domain not in ("", "ai.onnx"):
+            continue
+        results = _shape_value(node) if node.op_type in ("Shape", "Size") else _evaluate(node, known)
+        if results is None:
+            continue
+        for value, array in zip(node.outputs, results):
+            name = value.name or ""
+            known[name] = array
+            value.const_value = ir.tensor(array, name=name)
+            value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
+            if not value.is_graph_output():
+                constant = ir.Value(
+                    name=f"{name}/known", shape=value.shape, type=ir.TensorType(value.dtype), const_value=value.const_value
+                )
+                world.graph.register_initializer(constant)
+                value.replace_all_uses_with(constant)
+                known[f"{name}/known"] = array
+        found = True
+    return found
+
+
+def _shape_value(node: ir.Node) -> list[npt.NDArray[Any]] | None:
+    source = node.inputs[0]
+    if source is None or source.shape is None or not all(isinstance(d, int) for d in source.shape):
+        return None
+    sizes = np.asarray([int(d) for d in source.shape], dtype=np.int64)
+    if node.op_type == "Size":
+        return [np.asarray(sizes.prod(), dtype=np.int64)]
+    start, end = node.attributes.get("start"), node.attributes.get("end")
+    return [sizes[slice(start.as_int() if start else None, end.as_int() if end else None)]]
+
+
+def _evaluate(node: ir.Node, known: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]] | None:
+    """The node's outputs by ONNX's own evaluator, or None where an operand is not known or too large."""
+    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        return None
+    feeds: dict[str, npt.NDArray[Any]] = {}
+    for value in node.inputs:
+        if value is None:
+            continue
+        array = known.get(value.name or "")
+        if array is None:
+            if value.const_value is None or value.const_value.size > FOLDED or value.is_graph_input():
+                return None
+            array = value.const_value.numpy()
+        feeds[value.name or ""] = array
+    if not _small(node, feeds):
+        return None
+    try:
+        proto = ir.to_proto(node)
+        results = ReferenceEvaluator(proto, opsets={"": _opset(node)}).run(None, feeds)
+    except Exception:
+        return None  # not every operator has an evaluator: the node then stays an expression
+    arrays = [np.asarray(r) for r in results]
+    return arrays if all(a.size <= FOLDED and a.dtype != object for a in arrays) else None
+
+
+def _opset(node: ir.Node) -> int:
+    graph = node.graph
+    return int(graph.opset_imports.get("", OPSET)) if isinstance(graph, ir.Graph) else OPSET
+
+
+def _small(node: ir.Node, feeds: Mapping[str, npt.NDArray[Any]]) -> bool:
+    """Whether the result is small, asked before it is made: a file may claim a shape of any size."""
+    operands = [feeds[v.name or ""] for v in node.inputs if v is not None]
+    if node.op_type in ("ConstantOfShape", "Expand", "Tile") and operands:
+        sizes = operands[0] if node.op_type == "ConstantOfShape" else operands[1]
+        own = operands[0].size if node.op_type == "Tile" else 1
+        return bool(np.prod(np.abs(sizes.astype(np.float64))) * own <= FOLDED)
+    if node.op_type == "Range" and len(operands) == 3:
+        start, limit, delta = (float(o) for o in operands)
+        return delta != 0 and abs((limit - start) / delta) <= FOLDED
+    return all(o.size <= FOLDED for o in operands) and node.op_type not in ("Resize", "Upsample", "Pad", "ConvTranspose", "OneHot", "CenterCropPad", "Col2Im")
+
+
+def _adopt(model: ir.Model, worlds: list[_World]) -> None:
+    """Write into the model what all worlds agree on."""
+    shapes, dtypes, known = worlds[0]
+    graph = model.graph
+    for node in list(graph):
+        for value in node.outputs:
+            name = value.name or ""
+            value.dtype = dtypes.get(name) or value.dtype
+            value.shape = _merged([world[0].get(name) for world in worlds], len(worlds))
+        names = [v.name or "" for v in node.outputs]
+        if all(n in known for n in names) and all(
+            np.array_equal(world[2].get(n, np.empty(0)), known[n]) for world in worlds[1:] for n in names
+        ):
+            for value in node.outputs:
+                _replace_by_constant(graph, value, known[value.name or ""])
+    for value in graph.inputs:
+        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
+            value.shape = ir.Shape([BATCH, *list(value.shape)[1:]])
+
+
+def _replace_by_constant(graph: ir.Graph, value: ir.Value, array: npt.NDArray[Any]) -> None:
+    if value.is_graph_output():
+        value.const_value = ir.tensor(array, name=value.name)
+        return
+    name = f"{value.name}/known"
+    while name in graph.initializers:
+        name += "_"
+    tensor = ir.tensor(array, name=name)
+    constant = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(constant)
+    value.replace_all_uses_with(constant)
+
+
+def _merged(shapes: list[ir.Shape | None], worlds: int) -> ir.Shape | None:
+    first = shapes[0]
+    if first is None or any(s is None or len(s) != len(first) for s in shapes):
+        return None
+    if worlds == 1:
+        return first
+    merged: list[int | str | None] = []
+    for a, b in zip(first, shapes[1] or ()):
+        if a == b and isinstance(a, int):
+            merged.append(a)
+        elif isinstance(a, int) and isinstance(b, int) and a % 2 == 0 and b % 3 == 0 and a // 2 == b // 3:
+            merged.append(BATCH if a == 2 else f"{BATCH}*{a // 2}")
+        else:
+            merged.append(None)
+    return ir.Shape(merged)

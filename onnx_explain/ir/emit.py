@@ -1,0 +1,204 @@
+"""The only way to write nodes: every value typed, every node named after the forward node it serves, equal nodes once.
+
+No knowledge of operators' meaning, rules or methods lives here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_explain.ir.view import Value, dims
+
+PREFIX = "explain"
+_BOOL = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "IsNaN", "IsInf"}
+_INT64 = {"Shape", "Size", "ArgMax", "ArgMin", "NonZero"}
+_TYPED_BY_SECOND = {"Where"}
+
+
+class Emitter:
+    """Appends nodes to one graph.
+
+    `op.Add(a, b)` emits an Add; numbers and arrays become constants of the other operands' dtype. Two calls with equal
+    operands and attributes give one node, so that a weight version (`w+`, flipped `w`) exists once however many rules
+    and targets ask for it. `constants_as_nodes` is for function bodies, which can hold no initialisers.
+    """
+
+    def __init__(self, graph: ir.Graph, *, constants_as_nodes: bool = False) -> None:
+        self._graph = graph
+        self._constants_as_nodes = constants_as_nodes
+        self._scope = PREFIX
+        self._metadata: dict[str, str] = {}
+        self._known: dict[Any, tuple[Value, ...]] = {}
+        self._taken = {node.name for node in graph} | {
+            v.name for node in graph for v in node.outputs
+        } | {v.name for v in graph.inputs} | set(graph.initializers)
+        self._counts: dict[str, int] = {}
+
+    @contextmanager
+    def serving(self, name: str, **metadata: str) -> Iterator[Emitter]:
+        """Nodes emitted inside are called ``explain/<name>/…`` and carry `metadata` as ``explain.<key>``."""
+        before = self._scope, self._metadata
+        self._scope, self._metadata = f"{PREFIX}/{name}", {f"{PREFIX}.{k}": v for k, v in metadata.items()}
+        try:
+            yield self
+        finally:
+            self._scope, self._metadata = before
+
+    def __getattr__(self, op_type: str) -> Callable[..., Value]:
+        if not op_type[:1].isupper():
+            raise AttributeError(op_type)
+
+        def emit(*inputs: Any, **attributes: Any) -> Value:
+            return self.emit(op_type, inputs, attributes)[0]
+
+        return emit
+
+    def emit(
+        self,
+        op_type: str,
+        inputs: Sequence[Any],
+        attributes: dict[str, Any] | None = None,
+        *,
+        outputs: int = 1,
+        domain: str = "",
+        like: Sequence[Value | None] = (),
+    ) -> tuple[Value, ...]:
+        """Emit one node; `like[i]` gives output i its dtype and shape where the operator's own rule does not say."""
+        reference = next((v for v in inputs if isinstance(v, Value) and v.dtype is not None), None)
+        operands = [self._operand(v, reference) for v in inputs]
+        while operands and operands[-1] is None:
+            operands.pop()
+        attrs = {k: v for k, v in (attributes or {}).items() if v is not None}
+        key = (domain, op_type, tuple(id(v) for v in operands), _frozen(attrs), outputs)
+        if key not in self._known:
+            name = self._fresh(f"{self._scope}/{op_type}")
+            node = ir.node(
+                op_type,
+                operands,
+                attrs or None,
+                domain=domain,
+                num_outputs=outputs,
+                name=name,
+                metadata_props=dict(self._metadata),
+            )
+            for i, value in enumerate(node.outputs):
+                value.name = self._fresh(f"{name}_out" if outputs == 1 else f"{name}_out{i}")
+                model = like[i] if i < len(like) else None
+                value.dtype = model.dtype if model is not None else _dtype(op_type, operands, attrs)
+                value.shape = model.shape if model is not None else _shape(op_type, operands)
+            self._graph.append(node)
+            self._known[key] = tuple(node.outputs)
+        return self._known[key]
+
+    def constant(self, array: npt.ArrayLike, *, like: Value | None = None, dtype: npt.DTypeLike = None) -> Value:
+        """A constant; of `like`'s dtype where that is given."""
+        data = np.asarray(array, dtype=dtype)
+        if like is not None and like.dtype is not None:
+            data = data.astype(like.dtype.numpy())
+        key = ("constant", data.dtype.str, data.dtype.name, data.shape, data.tobytes())
+        if key not in self._known:
+            self._known[key] = (self._constant(data),)
+        return self._known[key][0]
+
+    def ints(self, *values: int) -> Value:
+        """A 1-D int64 constant: axes, shapes, pads."""
+        return self.constant(np.asarray(values, dtype=np.int64))
+
+    def shape_of(self, value: Value) -> Value:
+        """The shape as an int64 tensor: a constant where it is static, a Shape node where the batch is dynamic."""
+        sizes = dims(value) if value.shape is not None else [None]
+        if all(d is not None for d in sizes):
+            return self.ints(*[int(d) for d in sizes if d is not None])
+        return self.Shape(value)
+
+    def typed(self, value: Value, like: Value) -> Value:
+        """Give `value` the dtype and shape of `like`: relevance has the type of what it belongs to."""
+        value.dtype, value.shape = like.dtype, like.shape
+        return value
+
+    def typed_rank(self, value: Value, n: int) -> Value:
+        """Note the rank of a value whose shape inference the emitter does not do."""
+        if value.shape is None:
+            value.shape = ir.Shape([None] * n)
+        return value
+
+    def reshape_like(self, value: Value, like: Value) -> Value:
+        """`value` with the shape of `like`."""
+        out = self.Reshape(value, self.shape_of(like))
+        return self.typed(out, like) if out is not like else out
+
+    def _operand(self, value: Any, reference: Value | None) -> Value | None:
+        if value is None or isinstance(value, Value):
+            return value
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return self.constant(value, like=reference, dtype=None if reference else np.float32)
+        return self.constant(value)
+
+    def _constant(self, data: npt.NDArray[Any]) -> Value:
+        name = self._fresh(f"{PREFIX}/constant")
+        tensor = ir.tensor(data, name=name)
+        if self._constants_as_nodes:
+            node = ir.node("Constant", [], {"value": tensor}, name=name)
+            value = node.outputs[0]
+            value.name = name
+            value.const_value, value.dtype, value.shape = tensor, tensor.dtype, ir.Shape(data.shape)
+            self._graph.append(node)
+            return value
+        value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self._graph.register_initializer(value)
+        return value
+
+    def _fresh(self, stem: str) -> str:
+        name = stem
+        while name in self._taken:
+            self._counts[stem] = self._counts.get(stem, 0) + 1
+            name = f"{stem}_{self._counts[stem]}"
+        self._taken.add(name)
+        return name
+
+
+def _frozen(attributes: dict[str, Any]) -> Any:
+    return tuple(sorted((k, tuple(v) if isinstance(v, (list, tuple)) else v) for k, v in attributes.items()))
+
+
+def _dtype(op_type: str, operands: Sequence[Value | None], attributes: dict[str, Any]) -> ir.DataType | None:
+    if op_type in _BOOL:
+        return ir.DataType.BOOL
+    if op_type in _INT64:
+        return ir.DataType.INT64
+    if op_type == "Cast":
+        return ir.DataType(int(attributes["to"]))
+    typed = operands[1:] if op_type in _TYPED_BY_SECOND else operands
+    return next((v.dtype for v in typed if v is not None and v.dtype is not None), None)
+
+
+_SAME_SHAPE = {"Relu", "Neg", "Abs", "Sign", "Sqrt", "Reciprocal", "Exp", "Log", "Tanh", "Sigmoid", "Identity", "Not", "Erf"}
+_BROADCAST = {"Add", "Sub", "Mul", "Div", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Where", "Max", "Min", "Pow"}
+
+
+def _shape(op_type: str, operands: Sequence[Value | None]) -> ir.Shape | None:
+    """The shape where it is plain to see: elementwise operators. Others stay open; nothing needs them."""
+    present = [v for v in operands if v is not None]
+    if not present:
+        return None
+    if op_type in _SAME_SHAPE or op_type in ("Cast", "HardSigmoid", "Clip", "LeakyRelu"):
+        return present[0].shape
+    if op_type in _BROADCAST:
+        shapes = [v.shape for v in present]
+        if any(s is None for s in shapes):
+            return None
+        full = max((s for s in shapes if s is not None), key=len)
+        fits = all(
+            d == 1 or d == e
+            for s in shapes
+            if s is not None
+            for d, e in zip(reversed(list(s)), reversed(list(full)))
+        )
+        return full if fits else None
+    return None

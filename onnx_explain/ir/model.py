@@ -1,0 +1,200 @@
+"""Reading and writing model files: malformed, truncated and hostile files end here, in one sentence each."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from onnx_explain.errors import ModelError, OutputError
+
+Source = str | os.PathLike[str] | bytes | onnx.ModelProto
+LIMIT = 2**31 - 1  # bytes of one protobuf message
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model as read: the graph, where it came from, and the SHA-256 of the file (or of the serialised message)."""
+
+    model: ir.Model
+    path: Path | None
+    sha256: str
+
+
+def load(source: Source) -> Loaded:
+    """Read a model from a path, bytes or `onnx.ModelProto`; the source is never changed.
+
+    Raises ModelError: no such file, not ONNX, truncated, invalid, or with external data outside the file's own folder.
+    """
+    if isinstance(source, onnx.ModelProto):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(source)
+        data = copy.SerializeToString(deterministic=True)
+        return Loaded(_graph(copy, None), None, hashlib.sha256(data).hexdigest())
+    if isinstance(source, bytes):
+        return Loaded(_graph(_parse(source, "the given bytes"), None), None, hashlib.sha256(source).hexdigest())
+    path = Path(source)
+    data = _read(path)
+    return Loaded(_graph(_parse(data, f"{path}"), path), path, hashlib.sha256(data).hexdigest())
+
+
+def _read(path: Path) -> bytes:
+    if not path.exists():
+        raise ModelError(f"{path}: there is no such file; give the path of an .onnx file.")
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder; give the path of an .onnx file.")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}; check its permissions.") from error
+
+
+def _parse(data: bytes, where: str) -> onnx.ModelProto:
+    proto = onnx.ModelProto()
+    if not data:
+        raise ModelError(f"{where}: the file is empty; export the model again.")
+    try:
+        proto.ParseFromString(data)
+    except (DecodeError, ValueError) as error:
+        raise ModelError(f"{where}: not an ONNX model, or truncated ({error}); export or download it again.") from error
+    return proto
+
+
+def _graph(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
+    where = str(path) if path is not None else "the model"
+    if not proto.HasField("graph") or not proto.graph.node:
+        raise ModelError(f"{where}: holds no graph, so it is not an ONNX model, or it is truncated; export it again.")
+    if not proto.opset_import:
+        raise ModelError(f"{where}: names no operator set (`opset_import`), so its operators have no meaning; export it again.")
+    _check_external(proto, path, where)
+    _check_tensors(proto.graph, where)
+    try:
+        model = ir.from_proto(proto)
+        if path is not None:
+            ir.external_data.set_base_dir(model.graph, path.parent)
+            ir.external_data.load_to_model(model)
+    except Exception as error:  # onnx_ir raises many kinds for malformed graphs: all are the file's fault
+        raise ModelError(f"{where}: the graph is malformed ({first_line(error)}); export it again.") from error
+    return model
+
+
+def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    """The graph and every sub-graph in it."""
+    found = [graph]
+    for node in graph.node:
+        for attribute in node.attribute:
+            for sub in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                found.extend(_graphs(sub))
+    return found
+
+
+def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    tensors: list[onnx.TensorProto] = []
+    for part in _graphs(graph):
+        tensors.extend(part.initializer)
+        tensors.extend(a.t for node in part.node for a in node.attribute if a.HasField("t"))
+    return tensors
+
+
+def _check_external(proto: onnx.ModelProto, path: Path | None, where: str) -> None:
+    for tensor in _tensors(proto.graph):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        if path is None:
+            raise ModelError(
+                f"{where}: tensor {tensor.name!r} lies in an external file, but a model given as bytes has no folder; give its path."
+            )
+        entries = {e.key: e.value for e in tensor.external_data}
+        location = entries.get("location", "")
+        folder = path.parent.resolve()
+        target = (folder / location).resolve()
+        if not location or Path(location).is_absolute() or folder not in target.parents:
+            raise ModelError(
+                f"{where}: tensor {tensor.name!r} points to external data {location!r} outside the model's own folder; "
+                "refused. Put the data file beside the model and export again."
+            )
+        if not target.is_file():
+            raise ModelError(f"{where}: its external data file {location!r} is missing; put it beside the model.")
+        needed = _int(entries.get("offset"), 0) + _int(entries.get("length"), 0)
+        if _int(entries.get("offset"), 0) < 0 or needed > target.stat().st_size:
+            raise ModelError(
+                f"{where}: external data file {location!r} is too short for tensor {tensor.name!r}; copy it again."
+            )
+
+
+def _int(text: str | None, default: int) -> int:
+    try:
+        return int(text) if text is not None else default
+    except ValueError:
+        return -1
+
+
+def _check_tensors(graph: onnx.GraphProto, where: str) -> None:
+    """A tensor whose bytes do not fill its shape would be read past its end, or allocate what was never there."""
+    for tensor in _tensors(graph):
+        count = 1
+        for d in tensor.dims:
+            if d < 0:
+                raise ModelError(f"{where}: tensor {tensor.name!r} has a negative dimension; the file is damaged, export it again.")
+            count *= d
+        width = _WIDTH.get(tensor.data_type)
+        if tensor.HasField("raw_data") and width is not None and len(tensor.raw_data) != (count * width + 7) // 8:
+            raise ModelError(
+                f"{where}: tensor {tensor.name!r} has the shape {list(tensor.dims)} but {len(tensor.raw_data)} bytes of data; "
+                "the file is damaged, export it again."
+            )
+
+
+_T = onnx.TensorProto
+_WIDTH: dict[int, int] = {
+    _T.FLOAT: 32, _T.DOUBLE: 64, _T.FLOAT16: 16, _T.BFLOAT16: 16, _T.INT8: 8, _T.UINT8: 8, _T.INT16: 16, _T.UINT16: 16,
+    _T.INT32: 32, _T.UINT32: 32, _T.INT64: 64, _T.UINT64: 64, _T.BOOL: 8,
+}  # fmt: skip  # bits per element
+
+
+def first_line(error: BaseException, limit: int = 240) -> str:
+    """The first telling line of a foreign error, for a sentence of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write the model, whole or not at all; a model past protobuf's 2 GB goes with one data file beside it.
+
+    Raises OutputError where the folder does not exist or cannot be written.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name the .onnx file to write.")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: the folder {path.parent} does not exist; make it first.")
+    large = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None) > LIMIT * 0.9
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+            draft = Path(scratch) / path.name
+            if large:
+                ir.save(model, draft, external_data=f"{path.name}.data")
+                (Path(scratch) / f"{path.name}.data").replace(path.parent / f"{path.name}.data")
+            else:
+                ir.save(model, draft)
+            draft.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}; check permissions and free space.") from error
+
+
+def serialise(model: ir.Model) -> bytes:
+    """The model as protobuf bytes, for a session."""
+    return ir.to_proto(model).SerializeToString()
+
+
+def discard(path: Path) -> None:
+    """Remove a file that must not be left half-right."""
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -1,0 +1,15 @@
+"""What each operator is: one room per operator, filed under one of eight roles. Importing this package fills `ROOMS`."""
+
+from onnx_explain.operators import arithmetic, conv, matmul, normalize, pointwise, pool, rearrange, resize
+from onnx_explain.operators.roles import ROOMS, NoRelevance, find, room
+
+NO_RELEVANCE = (
+    "And ArgMax ArgMin BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Ceil Constant ConstantOfShape Equal EyeLike "
+    "Floor Greater GreaterOrEqual Hardmax IsInf IsNaN Less LessOrEqual NonMaxSuppression NonZero Not OneHot Or RandomNormal "
+    "RandomNormalLike RandomUniform RandomUniformLike Range Round Shape Sign Size Unique Xor"
+).split()
+
+for _op_type in NO_RELEVANCE:
+    room(_op_type)(lambda node: NoRelevance())
+
+__all__ = ["NO_RELEVANCE", "ROOMS", "arithmetic", "conv", "find", "matmul", "normalize", "pointwise", "pool", "rearrange", "resize"]

@@ -1,0 +1,180 @@
+"""Sums, products, scalings and the maximum or minimum of several tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnx_explain.errors import ModelError
+from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.view import Operation, Value, dims, rank
+from onnx_explain.operators.pool import first_maximum
+from onnx_explain.operators.roles import Linear, Pointwise, Product, Role, Selection, Sum, reduce_like, room
+
+
+@room("Add", "Sum", sign="inherits")
+def add(node: Operation) -> Sum:
+    """y = Σ x_k."""
+    return Sum(tuple(1.0 for _ in node.inputs))
+
+
+@room("Sub")
+def sub(node: Operation) -> Sum:
+    """y = a - b."""
+    return Sum((1.0, -1.0))
+
+
+@room("Mean", sign="inherits")
+def mean(node: Operation) -> Sum:
+    """y = Σ x_k / n."""
+    return Sum(tuple(1.0 / len(node.inputs) for _ in node.inputs))
+
+
+@room("Mul", sign="inherits")
+def mul(node: Operation) -> Role:
+    """y = a·b: a scaling where one operand is constant, a product of two active ones otherwise."""
+    if {0, 1} <= node.active:
+        return Product(lambda op, r, k: reduce_like(op, _as(op, op.Mul(r, node.input(1 - k)), node.y), node.input(k)), (0, 1))
+    data = 1 if 1 in node.active else 0
+    return _scaling(node, data, lambda op, s: op.Mul(s, node.input(1 - data)))
+
+
+@room("Div", sign="inherits")
+def div(node: Operation) -> Role:
+    """y = a/b: a scaling by a constant divisor, a pointwise reciprocal under a constant numerator, else a product."""
+    a, b = node.input(0), node.input(1)
+    if node.active == {0}:
+        return _scaling(node, 0, lambda op, s: op.Div(s, b))
+    if node.active == {1}:
+        return Pointwise(lambda op: op.Neg(op.Div(node.y, b)), data=1)
+
+    def vjp(op: Emitter, r: Value, k: int) -> Value:
+        share = op.Div(r, b) if k == 0 else op.Neg(op.Div(op.Mul(r, node.y), b))
+        return reduce_like(op, _as(op, share, node.y), a if k == 0 else b)
+
+    return Product(vjp, (0,))
+
+
+def _scaling(node: Operation, data: int, scale: object) -> Linear:
+    def forward(op: Emitter, x: Value, w: Value | None) -> Value:
+        return op.typed(scale(op, x), node.y)  # type: ignore[operator]
+
+    def transpose(op: Emitter, s: Value, w: Value | None, like: Value) -> Value:
+        return reduce_like(op, _as(op, scale(op, s), node.y), like)  # type: ignore[operator]
+
+    return Linear("scale", forward, transpose, data)
+
+
+def _as(op: Emitter, value: Value, like: Value) -> Value:
+    return op.typed(value, like)
+
+
+@room("Pow")
+def power(node: Operation) -> Role:
+    """y = x^p: pointwise in x under a constant exponent, in p under a constant base."""
+    x, p = node.input(0), node.input(1)
+
+    def by_base(op: Emitter) -> Value:
+        exponent = op.CastLike(p, x) if p.dtype != x.dtype else p
+        return op.Mul(exponent, op.Pow(x, op.Sub(exponent, op.constant(1.0, like=x))))
+
+    def by_exponent(op: Emitter) -> Value:
+        return op.Mul(node.y, op.Log(op.CastLike(x, node.y) if x.dtype != node.y.dtype else x))
+
+    if node.active == {0}:
+        return Pointwise(by_base)
+    if node.active == {1}:
+        return Pointwise(by_exponent, data=1)
+
+    def vjp(op: Emitter, r: Value, k: int) -> Value:
+        return reduce_like(op, _as(op, op.Mul(r, by_base(op) if k == 0 else by_exponent(op)), node.y), node.input(k))
+
+    return Product(vjp, (0,))
+
+
+@room("Max", "Min")
+def extremum(node: Operation) -> Selection:
+    """The winning operand takes all; of equal operands the first."""
+
+    def route(op: Emitter, r: Value) -> dict[int, Value]:
+        taken: Value | None = None
+        shares: dict[int, Value] = {}
+        for k, x in enumerate(node.inputs):
+            if x is None:
+                raise ModelError(f"{node.where}: operand {k} is missing.")
+            equal = op.Equal(x, node.y)
+            first = equal if taken is None else op.And(equal, op.Not(taken))
+            taken = equal if taken is None else op.Or(taken, equal)
+            if k in node.active:
+                won = _as(op, op.Where(first, r, op.constant(0.0, like=r)), node.y)
+                shares[k] = reduce_like(op, won, x)
+        return shares
+
+    return Selection(route)
+
+
+def reduced_axes(node: Operation) -> list[int]:
+    """The axes a reduction runs over, counted from the front; the 18-style operand or the older attribute."""
+    n = rank(node.x)
+    axes = node.constant(1)
+    listed = [int(a) for a in np.atleast_1d(axes)] if axes is not None else node.ints("axes")
+    if not listed:
+        return [] if node.int("noop_with_empty_axes", 0) else list(range(n))
+    return sorted({a % n for a in listed})
+
+
+@room("ReduceMean", "ReduceSum", sign="inherits")
+def reduce_sum(node: Operation) -> Linear:
+    """Sums or means over axes."""
+    axes = reduced_axes(node)
+    keep = bool(node.int("keepdims", 1))
+    operands = [op_index for op_index in node.inputs[1:2] if op_index is not None]
+
+    def forward(op: Emitter, x: Value, w: Value | None) -> Value:
+        return op.typed(op.emit(node.op_type, [x, *operands], dict(node.attributes))[0], node.y)
+
+    def transpose(op: Emitter, s: Value, w: Value | None, like: Value) -> Value:
+        if not axes:
+            return op.typed(op.Identity(s), like)
+        kept = s if keep else op.Unsqueeze(s, op.ints(*axes))
+        if node.op_type == "ReduceMean":
+            kept = op.Div(kept, _count(op, like, axes))
+        return op.typed(op.Expand(kept, op.shape_of(like)), like)
+
+    return Linear("average", forward, transpose)
+
+
+def _count(op: Emitter, like: Value, axes: list[int]) -> Value:
+    """How many entries each mean takes, as a scalar; the batch may be among the axes."""
+    sizes = [dims(like)[a] for a in axes]
+    if all(d is not None for d in sizes):
+        return op.constant(np.prod([float(d) for d in sizes if d is not None]), like=like)
+    taken = op.Gather(op.Shape(like), op.ints(*axes))
+    return op.CastLike(op.ReduceProd(taken, keepdims=0), like)
+
+
+@room("ReduceMax", "ReduceMin", sign="inherits")
+def reduce_max(node: Operation) -> Selection:
+    """The first extremum over the axes takes all."""
+    axes = reduced_axes(node)
+    keep = bool(node.int("keepdims", 1))
+
+    def route(op: Emitter, r: Value) -> dict[int, Value]:
+        if not axes:
+            return {0: op.typed(op.Identity(r), node.x)}
+        r1, y1 = (r, node.y) if keep else (op.Unsqueeze(r, op.ints(*axes)), op.Unsqueeze(node.y, op.ints(*axes)))
+        return {0: op.typed(first_maximum(op, r1, node.x, y1, axes), node.x)}
+
+    return Selection(route)
+
+
+@room("ReduceL2", sign="nonnegative")
+def reduce_l2(node: Operation) -> Role:
+    """y = √Σx²: as a pointwise map of each x it has the derivative x/y."""
+    axes = reduced_axes(node)
+    keep = bool(node.int("keepdims", 1))
+
+    def vjp(op: Emitter, r: Value, k: int) -> Value:
+        r1, y1 = (r, node.y) if keep or not axes else (op.Unsqueeze(r, op.ints(*axes)), op.Unsqueeze(node.y, op.ints(*axes)))
+        return op.typed(op.Mul(node.x, op.Div(r1, y1)), node.x)
+
+    return Product(vjp, (0,), False)

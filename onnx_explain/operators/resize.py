@@ -1,0 +1,175 @@
+"""Resize: a separable linear map, one small matrix per resized axis, so that its adjoint is exact for every mode."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_explain.errors import ModelError
+from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.view import Operation, Value, dims, rank
+from onnx_explain.operators.rearrange import apply_along
+from onnx_explain.operators.roles import Linear, room
+
+Matrix = npt.NDArray[np.float64]
+
+
+@room("Resize", sign="any")
+def resize(node: Operation) -> Linear:
+    """Nearest, linear and cubic interpolation over any axes."""
+    _refuse(node)
+    matrices = {a: axis_matrix(node, a) for a in _axes(node)}
+
+    def forward(op: Emitter, x: Value, w: Value | None) -> Value:
+        return op.typed(op.emit("Resize", [x, *node.inputs[1:]], dict(node.attributes))[0], node.y)
+
+    def transpose(op: Emitter, s: Value, w: Value | None, like: Value) -> Value:
+        for axis, matrix in matrices.items():
+            s = _apply(op, s, matrix, axis, rank(node.x))
+        return op.typed(s, like)
+
+    return Linear("average", forward, transpose)
+
+
+def _apply(op: Emitter, s: Value, matrix: Matrix, axis: int, n: int) -> Value:
+    """Sᵀ along one axis; a whole-number repetition is a sum over blocks."""
+    out, size = matrix.shape
+    factor = out // size
+    if out == factor * size and np.array_equal(matrix, np.repeat(np.eye(size), factor, axis=0)):
+        lead = [0] * axis
+        blocks = op.Reshape(s, op.ints(*lead, size, factor, *_rest(s, axis, n)))
+        summed = op.ReduceSum(blocks, op.ints(axis + 1), keepdims=0)
+        summed.shape = _with(s, axis, size)
+        return summed
+    result = apply_along(op, s, op.constant(matrix, like=s), axis, n)
+    result.shape = _with(s, axis, size)
+    return result
+
+
+def _rest(s: Value, axis: int, n: int) -> list[int]:
+    sizes = dims(s)[axis + 1 : n]
+    return [int(d) if d is not None else -1 for d in sizes]
+
+
+def _with(s: Value, axis: int, size: int) -> object:
+    import onnx_ir as ir
+
+    shape = list(s.shape or ())
+    shape[axis] = size
+    return ir.Shape(shape)
+
+
+def _refuse(node: Operation) -> None:
+    if node.int("antialias", 0):
+        raise ModelError(f"{node.where}: antialias=1 has no exact adjoint here; export without it.")
+    if node.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+        raise ModelError(f"{node.where}: tf_crop_and_resize has no room; crop and resize in two steps.")
+
+
+def _axes(node: Operation) -> list[int]:
+    """The axes whose size or scale changes."""
+    return [a for a in range(rank(node.x)) if dims(node.x)[a] is not None and _scale(node, a) != 1.0]
+
+
+def _listed(node: Operation) -> list[int]:
+    return [a % rank(node.x) for a in node.ints("axes", list(range(rank(node.x)))) or []]
+
+
+def _scale(node: Operation, axis: int) -> float:
+    """The scale ONNX uses for coordinates: the given one, or output size / input size where sizes are given."""
+    listed = _listed(node)
+    if axis not in listed:
+        return 1.0
+    scales = node.constant(2)
+    if scales is not None and len(scales):
+        return float(np.float32(scales[listed.index(axis)]))
+    size, out = dims(node.x)[axis], dims(node.y)[axis]
+    if size is None or out is None:
+        raise ModelError(f"{node.where}: the size of axis {axis} is not known before the model runs.")
+    policy = node.text("keep_aspect_ratio_policy", "stretch")
+    if policy == "stretch":
+        return out / size
+    sizes = node.constant(3)
+    ratios = [float(s) / float(dims(node.x)[a] or 1) for s, a in zip(sizes if sizes is not None else [], listed)]
+    return min(ratios) if policy == "not_larger" else max(ratios)
+
+
+def axis_matrix(node: Operation, axis: int) -> Matrix:
+    """The interpolation along one axis, [output size, input size]."""
+    size, out = int(dims(node.x)[axis] or 0), int(dims(node.y)[axis] or 0)
+    scale = _scale(node, axis)
+    places = np.array([_coordinate(node, k, scale, size, out) for k in range(out)])
+    mode = node.text("mode", "nearest")
+    if mode == "nearest":
+        return _nearest(node, places, size)
+    if mode == "linear":
+        return _linear(places, size)
+    return _cubic(node, places, size)
+
+
+def _coordinate(node: Operation, k: int, scale: float, size: int, out: int) -> float:
+    mode = node.text("coordinate_transformation_mode", "half_pixel")
+    length = scale * size  # the resized length before rounding
+    if mode == "align_corners":
+        return 0.0 if length == 1 else k * (size - 1) / (length - 1)
+    if mode == "asymmetric":
+        return k / scale
+    if mode == "pytorch_half_pixel":
+        return (k + 0.5) / scale - 0.5 if length > 1 else 0.0
+    if mode == "half_pixel_symmetric":
+        adjustment = out / length
+        center = size / 2
+        return center * (1 - adjustment) + (k + 0.5) / scale - 0.5
+    return (k + 0.5) / scale - 0.5
+
+
+def _nearest(node: Operation, places: npt.NDArray[np.float64], size: int) -> Matrix:
+    mode = node.text("nearest_mode", "round_prefer_floor")
+    matrix = np.zeros((len(places), size))
+    for k, place in enumerate(places):
+        if mode == "floor":
+            pick = math.floor(place)
+        elif mode == "ceil":
+            pick = math.ceil(place)
+        elif mode == "round_prefer_ceil":
+            pick = math.floor(place + 0.5)
+        else:
+            pick = math.ceil(place - 0.5)
+        matrix[k, min(max(pick, 0), size - 1)] = 1.0
+    return matrix
+
+
+def _linear(places: npt.NDArray[np.float64], size: int) -> Matrix:
+    matrix = np.zeros((len(places), size))
+    for k, place in enumerate(np.clip(places, 0, size - 1)):
+        low = min(int(math.floor(place)), size - 1)
+        high = min(low + 1, size - 1)
+        matrix[k, low] += 1.0 - (place - low)
+        matrix[k, high] += place - low
+    return matrix
+
+
+def _cubic(node: Operation, places: npt.NDArray[np.float64], size: int) -> Matrix:
+    a = node.float("cubic_coeff_a", -0.75)
+    outside = bool(node.int("exclude_outside", 0))
+    matrix = np.zeros((len(places), size))
+    for k, place in enumerate(places):
+        base = math.floor(place)
+        t = place - base
+        weights = np.array([_keys(a, t + 1), _keys(a, t), _keys(a, 1 - t), _keys(a, 2 - t)])
+        taps = np.arange(base - 1, base + 3)
+        if outside:
+            weights = np.where((taps < 0) | (taps >= size), 0.0, weights)
+            weights = weights / weights.sum()
+        for tap, weight in zip(np.clip(taps, 0, size - 1), weights):
+            matrix[k, tap] += weight
+    return matrix
+
+
+def _keys(a: float, d: float) -> float:
+    """Keys' cubic convolution kernel."""
+    if d <= 1:
+        return (a + 2) * d**3 - (a + 3) * d**2 + 1
+    return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a

@@ -1,0 +1,459 @@
+"""Layer-wise relevance propagation: rules for linear operators as data, and the rules of the other roles.
+
+Bach et al., PLoS ONE 2015 (ε, αβ); Montavon et al., Pattern Recognition 2017 and LNCS 11700 ch. 10 (z⁺, w², zᴮ, γ, composites).
+A share of a linear node z = W x + b is  R_x = Σ_terms x'·L(w')ᵀ(R / D(Σ_terms L(w')x' + b', ε)),  methods.md §5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_explain.ir import composite
+from onnx_explain.ir.composite import CompositeNode, expansion
+from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.view import Operation, Value, rank
+from onnx_explain.operators.roles import Linear, Normalization, Product, Sum, reduce_like
+from onnx_explain.rules.share import Rule, Shares, Step, linear_of, negative, positive, quotient, role_of, sizes
+
+Bounds = float | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Term:
+    """Versions of input, weight and bias that enter numerator and denominator together.
+
+    x: ``""`` itself, ``+``, ``-``, ``1`` (ones), ``low``, ``high``; w: ``""``, ``+``, ``-``, ``1``, ``2`` (squared), ``g+`` (w + γw⁺),
+    ``g-`` (w + γw⁻); b: as w, or ``0`` for none.
+    """
+
+    x: str = ""
+    w: str = ""
+    b: str = ""
+    sign: float = 1.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """Terms with one denominator; `when` restricts them to outputs with z > 0 or z < 0."""
+
+    terms: tuple[Term, ...]
+    scale: float = 1.0
+    when: Literal["", "positive", "negative"] = ""
+
+
+@dataclass(frozen=True)
+class LinearRule:
+    """A rule for linear operators with a weight, as data."""
+
+    shares: tuple[Share, ...]
+    epsilon: float = 1e-6
+    gamma: float = 0.0
+    low: Bounds = 0.0
+    high: Bounds = 1.0
+    zero_bias: bool = False
+
+    def __call__(self, op: Emitter, step: Step) -> Shares:
+        """Emit the rule as one ``Share`` composite."""
+        role = _linear(step)
+        terms = [_kept(share, role.data in step.nonnegative, step.rectified) for share in self.shares]
+        shares = [s for s in terms if s is not None]
+        rule = {
+            "shares": [asdict(s) for s in shares],
+            "epsilon": self.epsilon,
+            "gamma": self.gamma,
+            "low": self.low,
+            "high": self.high,
+            "zero_bias": self.zero_bias,
+            "x_nonnegative": role.data in step.nonnegative,
+            "z_nonnegative": step.rectified,
+        }
+        return emit_share(op, step, role, rule, sparse=all(t.x not in ("1", "low", "high") for s in shares for t in s.terms))
+
+
+def emit_share(op: Emitter, step: Step, role: Linear, rule: dict[str, Any], *, sparse: bool) -> Shares:
+    """A ``Share`` composite: extra operands are the bias (broadcastable to y) and the pre-activation (or its proxy)."""
+    x = step.node.input(role.data)
+    extra = [step.bias, step.proxy]
+    like: list[Value | None] = [x, step.node.y] if step.accounting else [x]
+    outs = composite.emit(op, "Share", step.r, step.node, extra=extra, rule=rule, like=like)
+    return Shares({role.data: outs[0]}, list(outs[1:]), frozenset({role.data} if sparse else ()))
+
+
+def _linear(step: Step) -> Linear:
+    if isinstance(step.role, Linear):
+        return step.role
+    if isinstance(step.role, Normalization) and step.role.linear is not None:
+        return step.role.linear
+    raise ValueError(f"{step.node.where}: is not linear")
+
+
+def _kept(share: Share, x_nonnegative: bool, rectified: bool) -> Share | None:
+    """The share without what is zero by structure: x⁻ of a non-negative input, outputs below zero behind a Relu."""
+    if share.when == "negative" and rectified:
+        return None
+    if not x_nonnegative:
+        return share
+    terms = tuple(Term("" if t.x == "+" else t.x, t.w, t.b, t.sign) for t in share.terms if t.x != "-")
+    return Share(terms, share.scale, share.when)
+
+
+# ------------------------------------------------------------------------------------------- the rules as data
+
+
+def epsilon(epsilon: float = 1e-6, *, zero_bias: bool = False) -> LinearRule:
+    """LRP-ε: R_x = x ⊙ Wᵀ(R / D(z, ε)). ε = 0 is LRP-0, with R/0 := 0."""
+    return LinearRule((Share((Term(),)),), epsilon, zero_bias=zero_bias)
+
+
+def z_plus(epsilon: float = 1e-6, *, zero_bias: bool = False) -> LinearRule:
+    """z⁺: only contributions that speak for the output, for inputs of any sign."""
+    return LinearRule((Share((Term("+", "+", "+"), Term("-", "-", "0"))),), epsilon, zero_bias=zero_bias)
+
+
+def alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6, *, zero_bias: bool = False) -> LinearRule:
+    """αβ, α - β = 1: positive and negative contributions normalised apart."""
+    plus = Share((Term("+", "+", "+"), Term("-", "-", "0")), alpha)
+    minus = Share((Term("+", "-", "-"), Term("-", "+", "0")), -beta)
+    return LinearRule((plus, minus) if beta else (plus,), epsilon, zero_bias=zero_bias)
+
+
+def gamma(gamma: float = 0.25, epsilon: float = 1e-6, *, zero_bias: bool = False) -> LinearRule:
+    """Generalised γ: what speaks with the output's sign is favoured by γ."""
+    above = Share((Term("+", "g+", "g+"), Term("-", "g-", "0")), when="positive")
+    below = Share((Term("+", "g-", "g-"), Term("-", "g+", "0")), when="negative")
+    return LinearRule((above, below), epsilon, gamma, zero_bias=zero_bias)
+
+
+def flat(epsilon: float = 1e-6) -> LinearRule:
+    """Flat: every entry of the receptive field alike."""
+    return LinearRule((Share((Term("1", "1", "0"),)),), epsilon)
+
+
+def w_square(epsilon: float = 1e-6, *, with_bias: bool = False) -> LinearRule:
+    """w²: by squared weight; the bias is left out (deep Taylor), unless asked for."""
+    return LinearRule((Share((Term("1", "2", "2" if with_bias else "0"),)),), epsilon)
+
+
+def z_box(low: Bounds = 0.0, high: Bounds = 1.0, epsilon: float = 1e-6) -> LinearRule:
+    """zᴮ: for inputs in the box [low, high], scalars or one number per channel, in the network's own input space."""
+    terms = (Term("", "", ""), Term("low", "+", "+", -1.0), Term("high", "-", "-", -1.0))
+    return LinearRule((Share(terms),), epsilon, low=low, high=high)
+
+
+# ------------------------------------------------------------------------------------------- expansion
+
+
+@expansion("Share")
+def _expand_share(op: Emitter, node: CompositeNode) -> Sequence[Value]:
+    role = linear_of(node.node)
+    x = node.node.input(role.data)
+    relevance: Value | None = None
+    absorbed: Value | None = None
+    for share in node.rule["shares"]:
+        part, lost = _expand_one(op, node, role, share)
+        relevance = part if relevance is None else op.Add(relevance, part)
+        if node.outputs > 1:
+            absorbed = lost if absorbed is None else op.Add(absorbed, lost)
+    if relevance is None:
+        raise ValueError(f"{node.node.where}: a rule without shares")
+    result = [op.typed(relevance, x)]
+    if absorbed is not None:
+        result.append(op.typed(absorbed, node.node.y))
+    return result
+
+
+def _expand_one(op: Emitter, node: CompositeNode, role: Linear, share: dict[str, Any]) -> tuple[Value, Value]:
+    """(Σ_terms x'·L(w')ᵀs, what was absorbed per output) of one share."""
+    rule = node.rule
+    z = node.extra[1] if len(node.extra) > 1 and node.extra[1] is not None else node.node.y
+    r = node.r
+    if share["when"]:
+        side = op.Greater(z, 0.0) if share["when"] == "positive" else op.Less(z, 0.0)
+        r = op.Mul(r, op.Cast(side, to=int(r.dtype or 1)))
+    scaled = r if share["scale"] == 1.0 else op.Mul(r, share["scale"])
+    unbiased, total = _denominator(op, node, role, share["terms"], z)
+    nonnegative = _denominator_sign(rule, share)
+    s = quotient(op, scaled, total, rule["epsilon"], nonnegative=nonnegative)
+    s.shape = node.node.y.shape
+    relevance: Value | None = None
+    for term in share["terms"]:
+        part = _numerator(op, node, role, term, s)
+        relevance = part if relevance is None else op.Add(relevance, part)
+    if relevance is None:
+        raise ValueError(f"{node.node.where}: a share without terms")
+    lost = op.Sub(scaled, op.Mul(s, unbiased())) if node.outputs > 1 else s
+    return relevance, lost
+
+
+def _denominator_sign(rule: dict[str, Any] | Any, share: dict[str, Any]) -> bool:
+    """Whether the denominator is known to be non-negative, so that its sign needs no test."""
+    terms = share["terms"]
+    versions = {(t["x"], t["w"]) for t in terms}
+    if versions == {("", "")} and not rule["zero_bias"]:
+        return bool(rule["z_nonnegative"])
+    x_positive = rule["x_nonnegative"]
+    safe = {("+", "+"), ("-", "-"), ("1", "1"), ("1", "2")} | ({("", "+")} if x_positive else set())
+    return versions <= safe and all(t["sign"] > 0 and t["b"] in ("+", "0", "2") for t in terms)
+
+
+def _denominator(op: Emitter, node: CompositeNode, role: Linear, terms: list[dict[str, Any]], z: Value) -> tuple[Any, Value]:
+    """(the bias-free part as a thunk, Σ L(w')x' + b'). The forward's own tensor is used where it is that sum."""
+    bias = node.extra[0] if node.extra else None
+    plain = len(terms) == 1 and terms[0]["x"] == "" and terms[0]["w"] == ""
+    if plain:
+        free = z if bias is None else None
+        if node.rule["zero_bias"] and bias is not None:
+            unbiased = op.Sub(z, bias)
+            return (lambda: unbiased), unbiased
+        return (lambda: free if free is not None else op.Sub(z, bias)), z
+    total: Value | None = None
+    for term in terms:
+        part = _forward(op, node, role, term, z, bias)
+        part = part if term["sign"] > 0 else op.Neg(part)
+        total = part if total is None else op.Add(total, part)
+    kept = None if node.rule["zero_bias"] else bias
+    biases = [(t["sign"], _bias(op, node, kept, t["b"])) for t in terms]
+    biased = total
+    for sign, b in biases:
+        if b is not None and biased is not None:
+            biased = op.Add(biased, b) if sign > 0 else op.Sub(biased, b)
+    if total is None or biased is None:
+        raise ValueError(f"{node.node.where}: a share without terms")
+    free = total
+    return (lambda: free), biased
+
+
+def _forward(op: Emitter, node: CompositeNode, role: Linear, term: dict[str, Any], z: Value, bias: Value | None) -> Value:
+    """L(w')x', bias-free."""
+    if term["x"] == "" and term["w"] == "":
+        return z if bias is None else op.Sub(z, bias)
+    return role.forward(op, _input(op, node, role, term["x"]), _weight(op, node, role, term["w"]))
+
+
+def _numerator(op: Emitter, node: CompositeNode, role: Linear, term: dict[str, Any], s: Value) -> Value:
+    """± x'·L(w')ᵀ s."""
+    x = node.node.input(role.data)
+    back = role.transpose(op, s, _weight(op, node, role, term["w"]), x)
+    if term["x"] == "1":
+        return back
+    if term["x"] in ("low", "high"):
+        bound = _bound(op, x, node.rule[term["x"]])
+        product = op.Mul(bound, back)
+    else:
+        product = op.Mul(_input(op, node, role, term["x"]), back)
+    product.shape = x.shape
+    return product if term["sign"] > 0 else op.Neg(product)
+
+
+def _input(op: Emitter, node: CompositeNode, role: Linear, version: str) -> Value:
+    x = node.node.input(role.data)
+    if version == "+":
+        return positive(op, x)
+    if version == "-":
+        return negative(op, x)
+    if version in ("1", "low", "high"):
+        # one sample stands for all: its image under L is a constant of the weights, which the runtime folds
+        one = np.ones(sizes(x)) if version == "1" else np.broadcast_to(_spread(node.rule[version], rank(x)), sizes(x))
+        return _constant_like(op, np.asarray(one), x)
+    return x
+
+
+def _constant_like(op: Emitter, array: Any, x: Value) -> Value:
+    """A large constant as an expression, so that the file does not carry it."""
+    first = np.asarray(array)
+    if first.size > 64 and np.ptp(first) == 0:
+        value = op.Expand(op.constant(first.reshape(-1)[:1].reshape([1] * first.ndim), like=x), op.ints(*first.shape))
+    else:
+        reduced = first[tuple(slice(0, 1) if a != 1 else slice(None) for a in range(first.ndim))]
+        value = op.Expand(op.constant(reduced, like=x), op.ints(*first.shape))
+    value.shape = ir.Shape(first.shape)
+    return value
+
+
+def _spread(bound: Any, n: int) -> Any:
+    """A bound per channel on axis 1, or a scalar."""
+    array = np.asarray(bound, dtype=np.float64)
+    return array.reshape([1, -1, *[1] * (n - 2)]) if array.ndim else array.reshape([1] * n)
+
+
+def _bound(op: Emitter, x: Value, bound: Any) -> Value:
+    return op.constant(_spread(bound, rank(x)), like=x)
+
+
+def _weight(op: Emitter, node: CompositeNode, role: Linear, version: str) -> Value | None:
+    if role.weight is None:
+        return None
+    w = node.node.input(role.weight)
+    return version_of(op, w, version, node.rule["gamma"])
+
+
+def version_of(op: Emitter, w: Value, version: str, gamma: float = 0.0) -> Value:
+    """w, w⁺, w⁻, 1, w², w + γw⁺ or w + γw⁻; an expression on the weight, which the runtime folds when it loads."""
+    if version == "":
+        return w
+    if version == "+":
+        return positive(op, w)
+    if version == "-":
+        return negative(op, w)
+    if version == "2":
+        return op.typed(op.Mul(w, w), w)
+    if version == "1":
+        return op.typed(op.Expand(op.constant(np.ones([1] * rank(w)), like=w), op.shape_of(w)), w)
+    if version in ("g+", "g-"):
+        part = positive(op, w) if version == "g+" else negative(op, w)
+        return op.typed(op.Add(w, op.Mul(part, gamma)), w)
+    raise ValueError(f"unknown version {version!r} of a weight")
+
+
+def _bias(op: Emitter, node: CompositeNode, bias: Value | None, version: str) -> Value | None:
+    if bias is None or version == "0":
+        return None
+    return version_of(op, bias, version, node.rule["gamma"])
+
+
+# ------------------------------------------------------------------------------------------- the other roles
+
+
+def norm(epsilon: float = 1e-6) -> Rule:
+    """ε-rule for linear operators whose coefficients have no sign to look at: pools, means, resizing, normalisations."""
+
+    def rule(op: Emitter, step: Step) -> Shares:
+        role = _linear(step)
+        data = {
+            "shares": [asdict(Share((Term(),)))],
+            "epsilon": epsilon,
+            "gamma": 0.0,
+            "low": 0.0,
+            "high": 1.0,
+            "zero_bias": False,
+            "x_nonnegative": role.data in step.nonnegative,
+            "z_nonnegative": step.rectified or (role.kind == "average" and role.data in step.nonnegative),
+        }
+        return emit_share(op, step, role, data, sparse=True)
+
+    return rule
+
+
+def passing(op: Emitter, step: Step) -> Shares:
+    """R unchanged: activations, scalings by a constant, normalisations one chooses to see through."""
+    data = getattr(step.role, "data", min(step.node.active))
+    x = step.node.input(data)
+    r = reduce_like(op, step.r, x)
+    return Shares({data: r}, sparse=frozenset({data} if step.sparse else ()))
+
+
+def contribution(epsilon: float = 1e-6, mode: Literal["signed", "absolute"] = "signed") -> Rule:
+    """Sums: R_k = c_k x_k·R/D(y, ε); `absolute` splits by |c_k x_k| instead, stable where operands cancel."""
+
+    def rule(op: Emitter, step: Step) -> Shares:
+        if not isinstance(step.role, Sum):
+            raise ValueError(f"{step.node.where}: is not a sum")
+        order = sorted(step.node.active)
+        like: list[Value | None] = [step.node.input(k) for k in order]
+        if step.accounting:
+            like.append(step.node.y)
+        parameters = {"epsilon": epsilon, "mode": mode, "z_nonnegative": step.rectified}
+        outs = composite.emit(op, "ShareSum", step.r, step.node, extra=[step.proxy], rule=parameters, like=like)
+        return Shares(dict(zip(order, outs)), list(outs[len(order) :]), frozenset(order))
+
+    return rule
+
+
+@expansion("ShareSum")
+def _expand_share_sum(op: Emitter, node: CompositeNode) -> Sequence[Value]:
+    role = role_of(node.node)
+    if not isinstance(role, Sum):
+        raise ValueError(f"{node.node.where}: is not a sum")
+    forward, rule = node.node, node.rule
+    parts = [_part(op, forward, k, role.coefficients[k], rule["mode"]) for k in range(len(forward.inputs))]
+    if rule["mode"] == "absolute":
+        z = parts[0]
+        for part in parts[1:]:
+            z = op.Add(z, part)
+        s = quotient(op, node.r, z, rule["epsilon"], nonnegative=True)
+    else:
+        z = node.extra[0] or forward.y
+        s = quotient(op, node.r, z, rule["epsilon"], nonnegative=rule["z_nonnegative"])
+    s.shape = forward.y.shape
+    shares = []
+    active: Value | None = None
+    for k in sorted(forward.active):
+        share = op.Mul(parts[k], s)
+        share.shape = forward.y.shape
+        active = share if active is None else op.Add(active, share)
+        shares.append(reduce_like(op, share, forward.input(k)))
+    if node.outputs > len(shares) and active is not None:
+        shares.append(op.typed(op.Sub(node.r, _forward_share(op, forward, parts, s)), forward.y))
+    return shares
+
+
+def _forward_share(op: Emitter, forward: Operation, parts: list[Value], s: Value) -> Value:
+    """s·Σ of the active parts, summed before the quotient is applied."""
+    total: Value | None = None
+    for k in sorted(forward.active):
+        total = parts[k] if total is None else op.Add(total, parts[k])
+    return op.Mul(total, s)
+
+
+def _part(op: Emitter, forward: Operation, k: int, coefficient: float, mode: str) -> Value:
+    x = forward.input(k)
+    if mode == "absolute":
+        return op.Abs(x) if abs(coefficient) == 1.0 else op.Mul(op.Abs(x), abs(coefficient))
+    if coefficient == 1.0:
+        return x
+    return op.Neg(x) if coefficient == -1.0 else op.Mul(x, coefficient)
+
+
+def product(mode: Literal["uniform", "signal"] = "uniform", epsilon: float = 1e-6) -> Rule:
+    """Products of active tensors: each factor an equal part (Achtibat et al. 2024, eq. 15), or all to the first.
+
+    A divisor, an exponent or a norm only scales: it receives nothing.
+    """
+
+    def rule(op: Emitter, step: Step) -> Shares:
+        role = step.role
+        if not isinstance(role, Product):
+            raise ValueError(f"{step.node.where}: is not a product")
+        bearers = [k for k in role.numerators if k in step.node.active]
+        if not bearers:
+            return Shares({}, [step.r])
+        if mode == "signal":
+            bearers = bearers[:1]
+        if role.elementwise:
+            part = step.r if len(bearers) == 1 else op.typed(op.Mul(step.r, 1.0 / len(bearers)), step.node.y)
+            return Shares({k: reduce_like(op, part, step.node.input(k)) for k in bearers})
+        s = op.typed(quotient(op, step.r, op.Mul(step.node.y, float(len(bearers))), epsilon), step.node.y)
+        shares = {k: op.typed(op.Mul(step.node.input(k), role.vjp(op, s, k)), step.node.input(k)) for k in bearers}
+        lost = [op.typed(op.Sub(step.r, op.Mul(s, op.Mul(step.node.y, float(len(bearers))))), step.node.y)] if step.accounting else []
+        return Shares(shares, lost, frozenset(bearers))
+
+    return rule
+
+
+def normalization(epsilon: float = 1e-6) -> Rule:
+    """Normalisations: scalings pass, standardisations take the ε-rule with their statistics held constant.
+
+    Softmax: R_u = u ⊙ (R_s - s·ΣR_s) (AttnLRP, Achtibat et al. 2024, proposition 3.1).
+    """
+    with_statistics = norm(epsilon)
+
+    def rule(op: Emitter, step: Step) -> Shares:
+        role = step.role
+        if not isinstance(role, Normalization):
+            raise ValueError(f"{step.node.where}: is not a normalisation")
+        if role.linear is None:
+            return Shares({0: op.typed(op.Mul(step.node.x, role.vjp(op, step.r) if not role.softmax else _taylor(op, step)), step.node.x)})
+        return passing(op, step) if role.linear.kind == "scale" else with_statistics(op, step)
+
+    return rule
+
+
+def _taylor(op: Emitter, step: Step) -> Value:
+    axis = step.node.int("axis", -1)
+    total = op.ReduceSum(step.r, op.ints(axis), keepdims=1)
+    return op.Sub(step.r, op.Mul(step.node.y, total))

@@ -1,0 +1,435 @@
+"""Relative attributing propagation (Nam et al., AAAI 2020, arXiv 1904.00605): positive and negative relevance, one shift.
+
+The formulas and their numbers are those of the specification (rap_rsp.md §2, minimal forms §6). `published` is what the
+authors' release executes; the general form covers inputs of any sign with one shift and drops nothing at zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_explain.ir import composite
+from onnx_explain.ir.composite import CompositeNode, expansion
+from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.view import Value, rank
+from onnx_explain.operators.roles import Linear, Rearrangement, Selection, Sum, reduce_like
+from onnx_explain.rules import gradient
+from onnx_explain.rules.lrp import Bounds, version_of
+from onnx_explain.rules.share import Rule, Shares, Step, linear_of, negative, per_sample, positive, role_of, safe_divide, sizes
+
+_TINY = 1e-30  # keeps quotients finite where the denominator is zero: what they are multiplied by is zero there
+
+
+def _weighted(step: Step) -> Linear:
+    if not isinstance(step.role, Linear) or step.role.weight is None:
+        raise ValueError(f"{step.node.where}: has no weight")
+    return step.role
+
+
+def hidden(*, joint: bool = True) -> Rule:
+    """§2.2–2.4: C = x ⊙ (L_{W⁺}ᵀ Sa + L_{|W⁻|}ᵀ Sb), then one uniform shift over the non-zero entries.
+
+    Convolutions send negative relevance through Z⁻ only; Gemm and MatMul treat both signs alike. `joint`: the rule for
+    inputs of any sign; otherwise the released F(x⁺) + F(|x⁻|), whose sum doubles where both signs occur.
+    """
+
+    def rule(op: Emitter, step: Step) -> Shares:
+        role = _weighted(step)
+        parameters = {
+            "joint": joint,
+            "split": step.node.op_type in ("Conv", "ConvTranspose"),
+            "x_nonnegative": role.data in step.nonnegative,
+        }
+        x = step.node.input(role.data)
+        like: list[Value | None] = [x]
+        if step.accounting:
+            like.append(_per_sample_like(step.r))
+        outs = composite.emit(op, "RelativeShare", step.r, step.node, extra=[step.bias, step.proxy], rule=parameters, like=like)
+        return Shares({role.data: outs[0]}, list(outs[1:]), frozenset({role.data}))
+
+    return rule
+
+
+def _per_sample_like(r: Value) -> Value:
+    return ir.Value(shape=ir.Shape([r.shape[0] if r.shape is not None else None]), type=ir.TensorType(r.dtype or ir.DataType.FLOAT))
+
+
+@expansion("RelativeShare")
+def _expand_hidden(op: Emitter, node: CompositeNode) -> Sequence[Value]:
+    role = linear_of(node.node)
+    x = node.node.input(role.data)
+    if node.rule["x_nonnegative"]:
+        shares, lost = _nonnegative(op, node, role)
+    elif node.rule["joint"]:
+        shares, lost = _joint(op, node, role)
+    else:
+        shares, lost = _released(op, node, role, positive(op, x))
+        other, more = _released(op, node, role, positive(op, op.Neg(x)))
+        shares, lost = op.Add(shares, other), op.Add(lost, more)
+        # both halves are shifted to the full sum: what was doubled is the release's own, and is reported as such
+        lost = op.Sub(lost, per_sample(op, node.r, keep=rank(x)))
+    result = [op.typed(shares, x)]
+    if node.outputs > 1:
+        result.append(op.Reshape(lost, op.ints(-1)))
+    return result
+
+
+def _unbiased(op: Emitter, node: CompositeNode) -> Value:
+    """U = y - b wherever R is not zero."""
+    bias, z = node.extra[0], node.extra[1]
+    if z is None:
+        raise ValueError(f"{node.node.where}: has lost its pre-activation")
+    return z if bias is None else op.Sub(z, bias)
+
+
+def _nonnegative(op: Emitter, node: CompositeNode, role: Linear) -> tuple[Value, Value]:
+    """x >= 0 (§6.1): one forward with W⁺; Z⁻ = Z⁺ - U, taken as zero below rounding."""
+    x, w = node.node.input(role.data), _weight(node, role)
+    above = version_of(op, w, "+")
+    below = _magnitude_of_negative(op, w)
+    zp = role.forward(op, x, above)
+    eps = float(np.finfo(_numpy(x)).eps)
+    zm = positive(op, op.Sub(op.Mul(zp, 1.0 - 4.0 * eps), _unbiased(op, node)))
+    sa, sb = _quotients(op, node, zp, zm)
+    c = op.Mul(x, op.Add(role.transpose(op, sa, above, x), role.transpose(op, sb, below, x)))
+    return _shifted(op, node, op.typed(c, x))
+
+
+def _released(op: Emitter, node: CompositeNode, role: Linear, x: Value) -> tuple[Value, Value]:
+    """The released rule on a non-negative part of the input, both denominators computed directly."""
+    w = _weight(node, role)
+    above, below = version_of(op, w, "+"), _magnitude_of_negative(op, w)
+    zp, zm = role.forward(op, x, above), role.forward(op, x, below)
+    sa, sb = _quotients(op, node, zp, zm)
+    c = op.Mul(x, op.Add(role.transpose(op, sa, above, x), role.transpose(op, sb, below, x)))
+    return _shifted(op, node, op.typed(c, node.node.input(role.data)))
+
+
+def _joint(op: Emitter, node: CompositeNode, role: Linear) -> tuple[Value, Value]:
+    """x of any sign (§6.1b): T = L_{|W|}(|x|), Z± = (T ± U)/2, two adjoints."""
+    x, w = node.node.input(role.data), _weight(node, role)
+    magnitude, size = op.typed(op.Abs(w), w), op.typed(op.Abs(x), x)
+    total, u = role.forward(op, size, magnitude), _unbiased(op, node)
+    eps = 8.0 * float(np.finfo(_numpy(x)).eps)
+    floor = op.Mul(total, eps)
+    zp, zm = (_above(op, op.Mul(part, 0.5), floor) for part in (op.Add(total, u), op.Sub(total, u)))
+    sa, sb = _quotients(op, node, zp, zm)
+    even = op.Mul(size, role.transpose(op, op.Add(sa, sb), magnitude, x))
+    odd = op.Mul(x, role.transpose(op, op.Sub(sa, sb), w, x))
+    return _shifted(op, node, op.typed(op.Mul(op.Add(even, odd), 0.5), x))
+
+
+def _above(op: Emitter, z: Value, floor: Value) -> Value:
+    """z where it exceeds `floor`, else 0: rounding noise must not become a denominator."""
+    return op.Where(op.Greater(z, floor), z, op.constant(0.0, like=z))
+
+
+def _quotients(op: Emitter, node: CompositeNode, zp: Value, zm: Value) -> tuple[Value, Value]:
+    """Sa = R⊘Z⁺ and Sb = R⊘T; a convolution's negative relevance goes through Z⁻ alone (§2.3)."""
+    r, y = node.r, node.node.y
+    total = op.Add(zp, zm)
+    if not node.rule["split"]:
+        return op.typed(_divide(op, r, zp), y), op.typed(_divide(op, r, total), y)
+    gain = positive(op, r)
+    loss = op.Sub(r, gain)
+    sa = _divide(op, gain, zp)
+    sb = op.Add(_divide(op, r, total), safe_quotient(op, loss, zm))
+    return op.typed(sa, y), op.typed(sb, y)
+
+
+def _divide(op: Emitter, a: Value, b: Value) -> Value:
+    """a⊘b for b >= 0 where every product behind b is zero if b is: any finite quotient does."""
+    return op.Div(a, op.Add(b, _TINY))
+
+
+def safe_quotient(op: Emitter, a: Value, b: Value) -> Value:
+    """a⊘b for b >= 0 that was cut to zero: exactly zero there."""
+    if b.dtype != ir.DataType.FLOAT:
+        return safe_divide(op, a, b)
+    # one pass per operation and no Where, which ONNX Runtime runs on one thread
+    live = op.HardSigmoid(b, alpha=3.0e38, beta=0.0)
+    return op.Div(op.Mul(a, live), op.Add(b, _TINY))
+
+
+def _shifted(op: Emitter, node: CompositeNode, c: Value) -> tuple[Value, Value]:
+    """C - 1[C≠0]·(ΣC - ΣR)⊘nnz(C) per sample, and what is lost where nothing is left to shift."""
+    n = rank(c)
+    axes = op.ints(*(range(1, n) if node.node.op_type != "MatMul" else [n - 1]))
+    if c.dtype == ir.DataType.FLOAT:
+        live = op.HardSigmoid(op.Abs(c), alpha=3.0e38, beta=0.0)
+    else:
+        live = op.Cast(op.Not(op.Equal(c, op.constant(0.0, like=c))), to=int(c.dtype or 1))
+    count = op.ReduceSum(live, axes, keepdims=1)
+    seeded = _sum_of(op, node, n)
+    excess = op.Sub(op.ReduceSum(c, axes, keepdims=1), seeded)
+    moved = op.Sub(c, op.Mul(live, safe_divide(op, excess, count)))
+    if node.outputs == 1:
+        return moved, seeded
+    none = op.Cast(op.Equal(count, op.constant(0.0, like=count)), to=int(c.dtype or 1))
+    lost = op.ReduceSum(op.Mul(op.ReduceSum(c, axes, keepdims=1), 0.0), op.ints(*range(1, n)), keepdims=1)
+    return moved, op.Add(lost, op.ReduceSum(op.Mul(none, seeded), op.ints(*range(1, n)), keepdims=1))
+
+
+def _sum_of(op: Emitter, node: CompositeNode, n: int) -> Value:
+    r = node.r
+    if node.node.op_type == "MatMul":
+        return op.ReduceSum(r, op.ints(rank(r) - 1), keepdims=1)
+    return per_sample(op, r, keep=n)
+
+
+def _weight(node: CompositeNode, role: Linear) -> Value:
+    return node.node.input(role.weight if role.weight is not None else 1)
+
+
+def _magnitude_of_negative(op: Emitter, w: Value) -> Value:
+    """|W⁻|."""
+    return op.typed(op.Relu(op.typed(op.Neg(w), w)), w)
+
+
+def _numpy(x: Value) -> Any:
+    return x.dtype.numpy() if x.dtype is not None else np.float32
+
+
+# ------------------------------------------------------------------------------------------- the first propagation
+
+
+def first_propagation(*, published: bool = False) -> Rule:
+    """§2.1, §2.8: at the last weighted operator, whose incoming `r` is the score's gradient (one-hot, through the head).
+
+    a_i = x_i·g_i·(1 + b/s), R_i = |a_i| ⊘ Σ|a| · Σa, so that ΣR is the score. `published` puts the bias on x⁺ only,
+    split between positive and negative contributions.
+    """
+
+    def rule(op: Emitter, step: Step) -> Shares:
+        role = _weighted(step)
+        x = step.node.input(role.data)
+        extra = [step.bias, step.score]
+        like: list[Value | None] = [x, _per_sample_like(step.r)] if step.accounting else [x]
+        parameters = {"published": published, "x_nonnegative": role.data in step.nonnegative}
+        outs = composite.emit(op, "FirstPropagation", step.r, step.node, extra=extra, rule=parameters, like=like)
+        return Shares({role.data: outs[0]}, list(outs[1:]), frozenset({role.data}))
+
+    return rule
+
+
+@expansion("FirstPropagation")
+def _expand_first(op: Emitter, node: CompositeNode) -> Sequence[Value]:
+    role = linear_of(node.node)
+    x, w = node.node.input(role.data), _weight(node, role)
+    bias = node.extra[0] if node.extra else None
+    score = node.extra[1] if len(node.extra) > 1 else None
+    n = rank(x)
+    z = op.typed(op.Mul(x, role.transpose(op, node.r, w, x)), x)
+    b = None
+    if bias is not None:
+        b = per_sample(op, op.typed(op.Mul(node.r, bias), node.node.y), keep=n)
+    if node.rule["published"]:
+        a, total = _published_parts(op, x, z, b, n)
+    else:
+        own = per_sample(op, z, keep=n)
+        a, total = z, own if b is None else op.Add(own, b)
+    if score is not None:
+        total = safe_divide(op, total, op.Reshape(score, op.ints(-1, *[1] * (n - 1))))
+    size = op.typed(op.Abs(a), x)
+    norm = per_sample(op, size, keep=n)
+    r = op.Mul(size, safe_divide(op, total, norm))
+    result = [op.typed(r, x)]
+    if node.outputs > 1:
+        dead = op.Cast(op.Equal(norm, op.constant(0.0, like=norm)), to=int(x.dtype or 1))
+        result.append(op.Reshape(op.Mul(total, dead), op.ints(-1)))
+    return result
+
+
+def _published_parts(op: Emitter, x: Value, z: Value, b: Value | None, n: int) -> tuple[Value, Value]:
+    """a with the bias on x⁺ (§2.1) and its sum."""
+    if b is None:
+        return z, per_sample(op, z, keep=n)
+    on = op.Cast(op.Greater(x, op.constant(0.0, like=x)), to=int(x.dtype or 1))
+    gain, loss = positive(op, z), negative(op, z)
+    z1 = per_sample(op, op.typed(op.Mul(gain, on), x), keep=n)
+    z2 = per_sample(op, op.typed(op.Mul(loss, on), x), keep=n)
+    pos, neg = per_sample(op, op.typed(gain, x), keep=n), per_sample(op, op.typed(loss, x), keep=n)
+    s = op.Add(pos, neg)
+    k1 = safe_divide(op, safe_divide(op, op.Mul(b, pos), s), z1)
+    k2 = safe_divide(op, safe_divide(op, op.Mul(b, neg), s), z2)
+    spread = op.Mul(on, op.Add(op.Mul(gain, k1), op.Mul(loss, k2)))
+    a = op.typed(op.Add(z, spread), x)
+    return a, per_sample(op, a, keep=n)
+
+
+# ------------------------------------------------------------------------------------------- the first layer
+
+
+def box(low: Bounds | None = None, high: Bounds | None = None) -> Rule:
+    """§2.5: zᴮ without stabiliser and without shift; by default the bounds are each picture's own extremes."""
+
+    def rule(op: Emitter, step: Step) -> Shares:
+        role = _weighted(step)
+        x = step.node.input(role.data)
+        like: list[Value | None] = [x, step.node.y] if step.accounting else [x]
+        parameters = {"low": low, "high": high}
+        outs = composite.emit(op, "Box", step.r, step.node, extra=[step.bias, step.proxy], rule=parameters, like=like)
+        return Shares({role.data: outs[0]}, list(outs[1:]))
+
+    return rule
+
+
+@expansion("Box")
+def _expand_box(op: Emitter, node: CompositeNode) -> Sequence[Value]:
+    role = linear_of(node.node)
+    x, w = node.node.input(role.data), _weight(node, role)
+    n = rank(x)
+    where = op.ints(*range(1, n))
+    low = _bound(op, x, node.rule["low"]) if node.rule["low"] is not None else op.ReduceMin(x, where, keepdims=1)
+    high = _bound(op, x, node.rule["high"]) if node.rule["high"] is not None else op.ReduceMax(x, where, keepdims=1)
+    above, below = version_of(op, w, "+"), version_of(op, w, "-")
+    za = op.Sub(_unbiased(op, node), _corner(op, role, x, low, above, node.rule["low"]))
+    za = op.Sub(za, _corner(op, role, x, high, below, node.rule["high"]))
+    s = op.typed(safe_divide(op, node.r, za), node.node.y)
+    # by linearity in w the two products need two adjoints, not three
+    up = op.Mul(op.Sub(x, low), role.transpose(op, s, above, x))
+    down = op.Mul(op.Sub(x, high), role.transpose(op, s, below, x))
+    result = [op.typed(op.Add(up, down), x)]
+    if node.outputs > 1:
+        result.append(op.typed(op.Sub(node.r, op.Mul(s, za)), node.node.y))
+    return result
+
+
+def _bound(op: Emitter, x: Value, bound: Any) -> Value:
+    array = np.asarray(bound, dtype=np.float64)
+    n = rank(x)
+    return op.constant(array.reshape([1, -1, *[1] * (n - 2)]) if array.ndim else array.reshape([1] * n), like=x)
+
+
+def _corner(op: Emitter, role: Linear, x: Value, bound: Value, w: Value, given: Any) -> Value:
+    """L_w(bound·1): a border map of one sample, times the bound; zero padding stays zero."""
+    ones = op.Expand(op.constant(np.ones([1] * rank(x)), like=x), op.ints(*sizes(x)))
+    ones.shape = ir.Shape(sizes(x))
+    if given is not None:
+        picture = op.Mul(ones, bound)
+        picture.shape = ones.shape
+        return role.forward(op, picture, w)
+    return op.Mul(bound, role.forward(op, ones, w))
+
+
+# ------------------------------------------------------------------------------------------- the other roles
+
+
+def pooled(*, drop: bool) -> Rule:
+    """§2.6: x ⊙ Lᵀ(R ⊘ y). Where the window's mean is zero: dropped as released, or spread evenly."""
+
+    def rule(op: Emitter, step: Step) -> Shares:
+        like: list[Value | None] = [step.node.input(0), step.node.y] if step.accounting else [step.node.input(0)]
+        parameters = {"drop": drop or step.sparse}
+        outs = composite.emit(op, "RatioShare", step.r, step.node, extra=[step.proxy], rule=parameters, like=like)
+        return Shares({0: outs[0]}, list(outs[1:]), frozenset({0} if drop or step.sparse else ()))
+
+    return rule
+
+
+@expansion("RatioShare")
+def _expand_pooled(op: Emitter, node: CompositeNode) -> Sequence[Value]:
+    role = linear_of(node.node)
+    x, y = node.node.input(role.data), node.extra[0] or node.node.y
+    s = op.typed(safe_divide(op, node.r, y), node.node.y)
+    shares = op.typed(op.Mul(x, role.transpose(op, s, None, x)), x)
+    spared = op.typed(op.Mul(s, y), node.node.y)
+    if not node.rule["drop"]:
+        rest = op.typed(op.Sub(node.r, spared), node.node.y)
+        ones = _image_of_ones(op, role, x)
+        even = op.typed(safe_divide(op, rest, ones), node.node.y)
+        shares = op.typed(op.Add(shares, role.transpose(op, even, None, x)), x)
+        spared = op.typed(op.Add(spared, op.Mul(even, ones)), node.node.y)
+    return [shares, op.typed(op.Sub(node.r, spared), node.node.y)] if node.outputs > 1 else [shares]
+
+
+def _image_of_ones(op: Emitter, role: Linear, x: Value) -> Value:
+    ones = op.Expand(op.constant(np.ones([1] * rank(x)), like=x), op.shape_of(x))
+    ones.shape = x.shape
+    return role.forward(op, ones, None)
+
+
+def summed(*, drop: bool, absolute: bool = False) -> Rule:
+    """§2.6 Add: x_k·(R ⊘ Σx). Where the sum is zero: dropped as released, or split evenly."""
+
+    def rule(op: Emitter, step: Step) -> Shares:
+        if not isinstance(step.role, Sum):
+            raise ValueError(f"{step.node.where}: is not a sum")
+        order = sorted(step.node.active)
+        like: list[Value | None] = [step.node.input(k) for k in order]
+        if step.accounting:
+            like.append(step.node.y)
+        parameters = {"drop": drop or step.sparse, "absolute": absolute}
+        outs = composite.emit(op, "RatioSum", step.r, step.node, extra=[step.proxy], rule=parameters, like=like)
+        kept = frozenset(order) if drop or step.sparse else frozenset()
+        return Shares(dict(zip(order, outs)), list(outs[len(order) :]), kept)
+
+    return rule
+
+
+@expansion("RatioSum")
+def _expand_summed(op: Emitter, node: CompositeNode) -> Sequence[Value]:
+    role = role_of(node.node)
+    if not isinstance(role, Sum):
+        raise ValueError(f"{node.node.where}: is not a sum")
+    forward = node.node
+    order = sorted(forward.active)
+    if len(order) < len([v for v in forward.inputs if v is not None]):
+        # adding a constant moves nothing (§2.6: pass)
+        return [reduce_like(op, node.r, forward.input(order[0]))] + _nothing(op, node, len(order))
+    parts = [op.Mul(forward.input(k), role.coefficients[k]) if role.coefficients[k] != 1.0 else forward.input(k) for k in order]
+    z = node.extra[0] or forward.y
+    if node.rule["absolute"]:
+        parts = [op.Abs(p) for p in parts]
+        z = parts[0]
+        for p in parts[1:]:
+            z = op.Add(z, p)
+    s = op.typed(safe_divide(op, node.r, z), forward.y)
+    rest = op.typed(op.Sub(node.r, op.Mul(s, z)), forward.y)
+    even = None if node.rule["drop"] else op.Mul(rest, 1.0 / len(order))
+    shares = []
+    for k, part in zip(order, parts):
+        share = op.Mul(part, s)
+        share = op.typed(share if even is None else op.Add(share, even), forward.y)
+        shares.append(reduce_like(op, share, forward.input(k)))
+    lost = [rest if even is None else op.typed(op.Mul(rest, 0.0), forward.y)]
+    return shares + (lost if node.outputs > len(shares) else [])
+
+
+def _nothing(op: Emitter, node: CompositeNode, count: int) -> list[Value]:
+    return [op.typed(op.Mul(node.r, 0.0), node.node.y)] if node.outputs > count else []
+
+
+def dropping_at_zero(op: Emitter, step: Step) -> Shares:
+    """Released MaxPool, BatchNormalization and Concat: what they would send on, less what falls where a test value is zero.
+
+    MaxPool drops where y = 0, BatchNormalization where x = 0 or its scale is, Concat where the operand is zero.
+    """
+    if isinstance(step.role, Selection):
+        kept = step.r if step.sparse else _masked(op, step.r, step.node.y)
+        routed = gradient.route(op, Step(step.node, step.role, (kept,), step.proxy, sparse=True))
+        lost = [] if step.sparse or not step.accounting else [op.typed(op.Sub(step.r, kept), step.node.y)]
+        return Shares(routed.inputs, lost, routed.sparse)
+    if isinstance(step.role, Rearrangement):
+        moved = gradient.undo(op, step)
+        if step.sparse:
+            return moved
+        kept_parts = {k: _masked(op, v, step.node.input(k)) for k, v in moved.inputs.items()}
+        lost = [op.typed(op.Sub(v, kept_parts[k]), step.node.input(k)) for k, v in moved.inputs.items()] if step.accounting else []
+        return Shares(kept_parts, lost, frozenset(kept_parts))
+    x = step.node.x
+    kept = _masked(op, step.r, x)
+    scale = step.node.input(1)
+    shape = [1, -1, *[1] * (rank(x) - 2)]
+    alive = op.Reshape(op.Not(op.Equal(scale, op.constant(0.0, like=scale))), op.ints(*shape))
+    kept = op.typed(op.Mul(kept, op.Cast(alive, to=int(x.dtype or 1))), x)
+    return Shares({0: kept}, [op.typed(op.Sub(step.r, kept), x)] if step.accounting else [], frozenset({0}))
+
+
+def _masked(op: Emitter, r: Value, test: Value) -> Value:
+    live = op.Not(op.Equal(test, op.constant(0.0, like=test)))
+    return op.typed(op.Mul(r, op.Cast(live, to=int(r.dtype or 1))), r)

@@ -1,0 +1,124 @@
+"""What a rule is given and what it returns, and the arithmetic that rules have in common.
+
+A rule is a function ``rule(op, step) -> Shares``. Whether relevance conserves is measured, not promised: a rule reports what
+it absorbed (bias, stabiliser, dead denominators), from the forward side, so that a wrong adjoint shows as a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.view import Operation, Value, dims, rank
+from onnx_explain.operators.roles import Linear, Role
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node's turn on the way back.
+
+    `rs[k]` is the relevance of output k (None where none came); `r` that of the first. `sparse`: r is zero wherever
+    `proxy` is; `proxy` stands for y wherever r is not zero (the output of the Relu behind it, which the runtime has
+    fused), and is known non-negative where `rectified`. `nonnegative[i]`: operand i cannot be negative.
+    `accounting`: absorbed relevance is asked for. `bias`: the linear operator's bias, broadcastable to y. `score`: the
+    explained value per sample, where the seed is one and a rule would otherwise start at the score.
+    """
+
+    node: Operation
+    role: Role
+    rs: tuple[Value | None, ...]
+    proxy: Value
+    sparse: bool = False
+    rectified: bool = False
+    nonnegative: frozenset[int] = frozenset()
+    accounting: bool = False
+    bias: Value | None = None
+    score: Value | None = None
+
+    @property
+    def r(self) -> Value:
+        """The relevance of the first output."""
+        r = self.rs[0]
+        if r is None:
+            raise ValueError(f"{self.node.where}: no relevance came to its first output")
+        return r
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Relevance per operand (by position), what was absorbed (tensors with the batch in front, to be summed per sample),
+    and the operands at which relevance is zero wherever the operand is.
+    """
+
+    inputs: dict[int, Value]
+    absorbed: list[Value] = field(default_factory=list)
+    sparse: frozenset[int] = frozenset()
+
+
+Rule = Callable[[Emitter, Step], Shares]
+
+
+def safe_divide(op: Emitter, a: Value, b: Value) -> Value:
+    """a/b where b != 0, exactly 0 elsewhere (rap_rsp.md §1: no stabiliser)."""
+    zero = op.Equal(b, op.constant(0.0, like=b))
+    one, none = op.constant(1.0, like=b), op.constant(0.0, like=a)
+    return op.Where(zero, none, op.Div(a, op.Where(zero, one, b)))
+
+
+def stabilise(op: Emitter, z: Value, epsilon: float, *, nonnegative: bool) -> Value:
+    """D(z, ε) = z + ε·sgn₀(z), sgn₀(0) = +1 (methods.md §0.5)."""
+    if nonnegative:
+        return op.Add(z, epsilon)
+    sign = op.Where(op.GreaterOrEqual(z, op.constant(0.0, like=z)), op.constant(epsilon, like=z), op.constant(-epsilon, like=z))
+    return op.Add(z, sign)
+
+
+def quotient(op: Emitter, r: Value, z: Value, epsilon: float, *, nonnegative: bool = False) -> Value:
+    """R / D(z, ε); with ε = 0 the safe division, so that R/0 is 0."""
+    if epsilon == 0.0:
+        return safe_divide(op, r, z)
+    return op.Div(r, stabilise(op, z, epsilon, nonnegative=nonnegative))
+
+
+def positive(op: Emitter, value: Value) -> Value:
+    """max(v, 0)."""
+    return op.Relu(value)
+
+
+def negative(op: Emitter, value: Value) -> Value:
+    """min(v, 0)."""
+    return op.Neg(op.Relu(op.Neg(value)))
+
+
+def per_sample(op: Emitter, value: Value, *, keep: int | None = None) -> Value:
+    """The sum over everything but the first axis: [N], or [N, 1, …] of rank `keep`."""
+    n = rank(value)
+    flat = op.ReduceSum(value, op.ints(*range(1, n)), keepdims=0) if n > 1 else value
+    return flat if keep is None else op.Reshape(flat, op.ints(-1, *[1] * (keep - 1)))
+
+
+def role_of(node: Operation) -> Role:
+    """The role of an operation that is known to have a room."""
+    from onnx_explain.operators import find
+
+    found = find(node)
+    if found is None:
+        raise ValueError(f"{node.where}: has no room")
+    return found.role(node)
+
+
+def linear_of(node: Operation) -> Linear:
+    """The linear role of an operation, for expansions."""
+    role = role_of(node)
+    if isinstance(role, Linear):
+        return role
+    linear = getattr(role, "linear", None)
+    if not isinstance(linear, Linear):
+        raise ValueError(f"{node.where}: is not linear")
+    return linear
+
+
+def sizes(value: Value) -> list[int]:
+    """The static sizes with 1 in place of an open one: the shape of one representative sample."""
+    return [d if d is not None else 1 for d in dims(value)]

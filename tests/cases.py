@@ -1,0 +1,1263 @@
+"""One table of cases per operator; it drives every generic test of the library.
+
+A `Case` is a tiny model written in ONNX's own text syntax, with the values its inputs and constants are drawn from.
+It builds in float32 and in float64 from the same float32 numbers, so that the two runs differ by rounding alone.
+Kinks (Relu at 0, Clip at its bounds) and ties (maxima) are kept at a distance, so that finite differences apply.
+What the operators mean, and every rule, is judged elsewhere (`oracles.py`, `test_*.py`). The library is unknown here.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from hypothesis import assume
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper, parser, shape_inference
+
+Array = npt.NDArray[Any]
+
+# A value nearer than this to a kink is moved away; finite differences step by 1e-5 in every coordinate at most.
+MARGIN = 0.02
+HALF_PRECISION = 2e-3
+
+
+@dataclass(frozen=True)
+class Values:
+    """How the values of one tensor are drawn, and the shape the model declares for it where that is not static.
+
+    `kind`: signed (normal), positive (0.3..2), negative (-2..-0.3), unit (-0.8..0.8), over (1.3..3), wide (±60),
+    distinct (all differ by MARGIN / 4 or more).
+    """
+
+    shape: tuple[int, ...]
+    kind: str = "signed"
+    kinks: tuple[float, ...] = ()
+    declared: tuple[int | str | None, ...] | None = None
+
+    def draw(self, seed: Sequence[int]) -> Array:
+        """Values of this shape, float64 holding float32 numbers."""
+        rng = np.random.default_rng(seed)
+        count = int(np.prod(self.shape, dtype=np.int64))
+        if self.kind == "distinct":
+            flat = (rng.permutation(count) - count / 2 + 0.3) * max(4.0 / max(count, 1), MARGIN / 4)
+        elif self.kind == "wide":
+            flat = rng.uniform(-60, 60, count)
+        elif self.kind == "signed":
+            flat = rng.standard_normal(count)
+        else:
+            bounds = {"positive": (0.3, 2.0), "negative": (-2.0, -0.3), "unit": (-0.8, 0.8), "over": (1.3, 3.0)}
+            flat = rng.uniform(*bounds[self.kind], count)
+        for kink in self.kinks:
+            side = np.where(flat >= kink, 1.0, -1.0)
+            flat = np.where(np.abs(flat - kink) < MARGIN, kink + side * 2 * MARGIN, flat)
+        return np.asarray(flat.astype(np.float32).astype(np.float64).reshape(self.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A small model with everything a generic test must know about it.
+
+    `text`: nodes, separated by `;`, in ONNX's text syntax; FLOAT is the number and TENSOR the name of the element type.
+    `constants`: float64 arrays and drawn values follow the element type, all other arrays stay as they are.
+    `outputs`: the differentiable graph outputs; `others`: further graph outputs with their element type.
+    `linear`: affine in all inputs together, so that the adjoint property holds.
+    `rtol`: float32 against float64, relative to the largest value, because of `reason`.
+    `step`, `slack`: of the finite differences, relative to the gradient.
+    `optional`: the library may refuse it (UnsupportedOperator), but must be right if it does not.
+    `as_inputs`: the constants are listed among the graph inputs, too, as IR 3 wants it.
+    `declared`: the shape of the outputs where ONNX's inference gives up.
+    `only_float32`: why the standard has no float64 for it; then the float32 model is fed with float64.
+    """
+
+    name: str
+    text: str
+    inputs: Mapping[str, Values]
+    constants: Mapping[str, Values | Array] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ("y",)
+    others: Mapping[str, int] = field(default_factory=dict)
+    role: str = ""
+    opset: int = 17
+    linear: bool = False
+    rtol: float = 1e-5
+    reason: str = "a few float32 roundings of a short sum"
+    step: float = 1e-5
+    slack: float = 1e-6
+    optional: bool = False
+    ir_version: int | None = None
+    functions: tuple[str, ...] = ()
+    as_inputs: bool = False
+    declared: tuple[int | str, ...] | None = None
+    only_float32: str = ""
+
+    def __str__(self) -> str:
+        return self.name
+
+    @cached_property
+    def op_types(self) -> frozenset[str]:
+        """The operators this case contains."""
+        bodies: list[Any] = [self._graph(np.float32), *(parser.parse_function(f) for f in self.functions)]
+        return frozenset(node.op_type for body in bodies for node in body.node)
+
+    def values(self, dtype: npt.DTypeLike = np.float32, seed: int = 0) -> dict[str, Array]:
+        """One array per input; the same numbers in every dtype."""
+        return {name: v.draw([seed, self._salt(name)]).astype(dtype) for name, v in self.inputs.items()}
+
+    def cotangents(self, shapes: Mapping[str, tuple[int, ...]], dtype: npt.DTypeLike = np.float32) -> dict[str, Array]:
+        """One random array per differentiable output."""
+        return {name: Values(shapes[name]).draw([1, self._salt(name)]).astype(dtype) for name in self.outputs}
+
+    def build(self, dtype: npt.DTypeLike = np.float32) -> onnx.ModelProto:
+        """The model, checked, with inferred output shapes."""
+        dtype = np.float32 if self.only_float32 else dtype
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        graph = self._graph(dtype)
+        for name, v in self.inputs.items():
+            shape = v.shape if v.declared is None else v.declared
+            graph.input.append(helper.make_tensor_value_info(name, kind, shape))
+        for name, constant in self.constants.items():
+            array = constant.draw([2, self._salt(name)]) if isinstance(constant, Values) else constant
+            array = array.astype(dtype) if array.dtype == np.float64 else array
+            graph.initializer.append(numpy_helper.from_array(array, name))
+            if self.as_inputs:
+                info = helper.make_tensor_value_info(name, graph.initializer[-1].data_type, array.shape)
+                graph.input.append(info)
+        for name, of in [*((n, kind) for n in self.outputs), *self.others.items()]:
+            graph.output.append(helper.make_tensor_value_info(name, of, self.declared))
+        return self._checked(graph)
+
+    def _checked(self, graph: onnx.GraphProto) -> onnx.ModelProto:
+        version = self.ir_version or (10 if self.opset > 20 else 9 if self.opset == 20 else 8)
+        imports = [helper.make_opsetid("", self.opset)]
+        functions = [parser.parse_function(f) for f in self.functions]
+        imports += [helper.make_opsetid(domain, 1) for domain in sorted({f.domain for f in functions})]
+        model = helper.make_model(graph, ir_version=version, opset_imports=imports, functions=functions)
+        model = shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        del model.graph.value_info[:]
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+    def _graph(self, dtype: npt.DTypeLike) -> onnx.GraphProto:
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        text = self.text.replace("FLOAT16", "\0").replace("FLOAT", str(kind)).replace("\0", str(TensorProto.FLOAT16))
+        text = text.replace("TENSOR", "float" if kind == TensorProto.FLOAT else "double")
+        text = text.replace(";", "\n").replace("<>", "")
+        name = "".join(c if c.isalnum() else "_" for c in self.name)
+        return parser.parse_graph(f"{name} () => () {{ {text} }}")
+
+    def _salt(self, name: str) -> int:
+        # The same numbers for the same model at every opset.
+        return zlib.crc32(f"{self.name.split('@')[0]}/{name}".encode())
+
+
+def signed(*shape: int, kinks: tuple[float, ...] = (), declared: tuple[int | str | None, ...] | None = None) -> Values:
+    """Normal values, at a distance from the kinks."""
+    return Values(shape, kinks=kinks, declared=declared)
+
+
+def away(*shape: int) -> Values:
+    """Normal values at a distance from 0."""
+    return Values(shape, kinks=(0.0,))
+
+
+def positive(*shape: int) -> Values:
+    """Values in 0.3..2."""
+    return Values(shape, "positive")
+
+
+def distinct(*shape: int) -> Values:
+    """Values without ties."""
+    return Values(shape, "distinct")
+
+
+def wide(*shape: int) -> Values:
+    """Values in ±60, where a careless exp overflows."""
+    return Values(shape, "wide", kinks=(0.0,))
+
+
+def ints(*values: int) -> Array:
+    """A 1-D int64 constant."""
+    return np.array(values, dtype=np.int64)
+
+
+def int0(value: int) -> Array:
+    """A 0-D int64 constant."""
+    return np.array(value, dtype=np.int64)
+
+
+def floats(*values: float) -> Array:
+    """A 1-D constant that follows the element type."""
+    return np.array(values, dtype=np.float64)
+
+
+def float0(value: float) -> Array:
+    """A 0-D constant that follows the element type."""
+    return np.array(value, dtype=np.float64)
+
+
+def float32s(*values: float) -> Array:
+    """A 1-D constant that stays float32 (scales of Resize)."""
+    return np.array(values, dtype=np.float32)
+
+
+def cases(
+    name: str,
+    text: str,
+    inputs: Mapping[str, Values],
+    constants: Mapping[str, Values | Array] | None = None,
+    *,
+    opset: int | Sequence[int] = 17,
+    **options: Any,
+) -> Iterator[Case]:
+    """One case per opset; `@N` is appended to the name where there are several."""
+    opsets = [opset] if isinstance(opset, int) else list(opset)
+    for version in opsets:
+        label = name if len(opsets) == 1 else f"{name}@{version}"
+        yield Case(label, text, inputs, constants or {}, opset=version, **options)
+
+
+# --------------------------------------------------------------------------- linear operators
+
+
+def _conv(name: str, attributes: str, x: Values, w: Sequence[int], bias: bool = True, **options: Any) -> Iterator[Case]:
+    operator = options.pop("operator", "Conv")
+    channels = w[0] if operator == "Conv" else w[1] * options.pop("group", 1)
+    constants = {"w": signed(*w)} | ({"b": signed(channels)} if bias else {})
+    text = f"y = {operator}<{attributes}>(x, w{', b' if bias else ''})"
+    yield from cases(name, text, {"x": x}, constants, role="linear", linear=True, **options)
+
+
+def convolutions() -> Iterator[Case]:
+    """Conv in 1-D, 2-D and 3-D."""
+    yield from _conv("conv", "", signed(2, 3, 7, 8), (4, 3, 3, 3), opset=(9, 11, 17, 22))
+    yield from _conv("conv-no-bias", "", signed(2, 3, 7, 8), (4, 3, 3, 3), bias=False)
+    yield from _conv("conv-kernel-shape-said", "kernel_shape=[3,2]", signed(1, 2, 5, 5), (3, 2, 3, 2))
+    yield from _conv("conv-same-size", "pads=[1,1,1,1]", signed(2, 3, 5, 6), (4, 3, 3, 3))
+    yield from _conv("conv-pads-asymmetric", "pads=[1,0,2,1]", signed(2, 3, 6, 5), (4, 3, 3, 2))
+    yield from _conv("conv-pads-beyond-kernel", "pads=[3,2,4,3]", signed(1, 2, 4, 4), (3, 2, 2, 2))
+    yield from _conv("conv-pads-beyond-kernel-stride", "pads=[3,2,4,3],strides=[2,3]", signed(1, 2, 4, 4), (3, 2, 2, 2))
+    yield from _conv("conv-stride-2", "strides=[2,2],pads=[1,1,1,1]", signed(2, 3, 7, 8), (4, 3, 3, 3))
+    yield from _conv("conv-stride-2-stem", "strides=[2,2],pads=[3,3,3,3]", signed(1, 3, 12, 13), (4, 3, 7, 7))
+    yield from _conv("conv-strides-differ", "strides=[2,1]", signed(2, 2, 8, 7), (3, 2, 3, 5))
+    yield from _conv("conv-stride-over-kernel", "strides=[3,3]", signed(2, 2, 10, 9), (3, 2, 2, 2))
+    yield from _conv("conv-1x1", "", signed(2, 3, 4, 5), (4, 3, 1, 1))
+    yield from _conv("conv-1x1-stride-2", "strides=[2,2]", signed(2, 3, 6, 5), (4, 3, 1, 1), bias=False)
+    yield from _conv("conv-1x1-padded", "pads=[1,1,1,1]", signed(1, 2, 3, 3), (2, 2, 1, 1))
+    yield from _conv("conv-dilated", "dilations=[2,3],pads=[2,1,2,2]", signed(1, 2, 8, 9), (3, 2, 3, 3))
+    yield from _conv(
+        "conv-dilated-stride", "dilations=[2,2],strides=[2,2],pads=[1,1,0,1]", signed(1, 2, 9, 8), (3, 2, 3, 2)
+    )
+    yield from _conv("conv-groups", "group=2,pads=[1,1,1,1]", signed(2, 4, 5, 5), (6, 2, 3, 3))
+    yield from _conv("conv-groups-stride", "group=3,strides=[2,2],pads=[1,0,1,0]", signed(2, 6, 6, 7), (3, 2, 3, 3))
+    yield from _conv("conv-depthwise", "group=4,pads=[1,1,1,1]", signed(2, 4, 5, 6), (4, 1, 3, 3))
+    yield from _conv("conv-depthwise-doubled", "group=3,strides=[2,2],pads=[1,1,1,1]", signed(2, 3, 6, 6), (6, 1, 3, 3))
+    yield from _conv(
+        "conv-depthwise-dilated", "group=2,dilations=[2,2],pads=[2,2,2,2]", signed(1, 2, 6, 6), (2, 1, 3, 3)
+    )
+    yield from _conv("conv-same-upper", 'auto_pad="SAME_UPPER",strides=[2,2]', signed(2, 2, 7, 8), (3, 2, 3, 4))
+    yield from _conv("conv-same-lower", 'auto_pad="SAME_LOWER",strides=[2,3]', signed(2, 2, 8, 9), (3, 2, 4, 2))
+    yield from _conv("conv-same-upper-even", 'auto_pad="SAME_UPPER"', signed(1, 2, 5, 6), (3, 2, 2, 4))
+    yield from _conv("conv-same-lower-even", 'auto_pad="SAME_LOWER"', signed(1, 2, 5, 6), (3, 2, 2, 4))
+    yield from _conv("conv-valid", 'auto_pad="VALID",strides=[2,2]', signed(2, 2, 8, 6), (3, 2, 3, 3))
+    yield from _conv("conv-notset", 'auto_pad="NOTSET",pads=[0,1,0,1]', signed(1, 2, 5, 5), (2, 2, 3, 3))
+    yield from _conv("conv-whole-input", "", signed(2, 3, 4, 5), (6, 3, 4, 5))
+    yield from _conv("conv-one-pixel", "pads=[1,1,1,1]", signed(2, 2, 1, 1), (3, 2, 3, 3))
+    yield from _conv("conv-dynamic-batch", "pads=[1,1,1,1]", signed(3, 2, 5, 5, declared=("N", 2, 5, 5)), (3, 2, 3, 3))
+    yield from _conv("conv-1d", "strides=[2],pads=[2,1]", signed(2, 3, 10), (4, 3, 4))
+    yield from _conv("conv-1d-dilated-groups", "dilations=[3],group=2,pads=[3,3]", signed(2, 4, 9), (4, 2, 3))
+    yield from _conv("conv-1d-same-lower", 'auto_pad="SAME_LOWER",strides=[2]', signed(2, 2, 9), (3, 2, 4))
+    yield from _conv("conv-3d", "strides=[1,2,1],pads=[1,0,1,0,1,1]", signed(1, 2, 3, 5, 4), (3, 2, 2, 3, 2))
+    yield from _conv("conv-3d-depthwise", "group=2,pads=[1,1,1,1,1,1]", signed(1, 2, 3, 3, 4), (2, 1, 3, 3, 3))
+
+
+def transposed_convolutions() -> Iterator[Case]:
+    """ConvTranspose; the weight is [in channels, out channels / group, *kernel]."""
+
+    def case(name: str, attributes: str, x: Values, w: Sequence[int], **options: Any) -> Iterator[Case]:
+        yield from _conv(f"convtranspose{name}", attributes, x, w, operator="ConvTranspose", **options)
+
+    yield from case("", "", signed(2, 3, 4, 5), (3, 4, 3, 3), opset=(9, 11, 17, 22))
+    yield from case("-no-bias", "strides=[2,2]", signed(2, 3, 4, 4), (3, 4, 2, 2), bias=False)
+    yield from case("-decoder", "strides=[2,2],pads=[1,1,1,1]", signed(1, 2, 4, 5), (2, 3, 4, 4))
+    yield from case(
+        "-output-padding", "strides=[2,2],pads=[1,1,1,1],output_padding=[1,1]", signed(1, 2, 3, 4), (2, 3, 3, 3)
+    )
+    yield from case("-output-padding-one-axis", "strides=[3,2],output_padding=[2,0]", signed(1, 2, 3, 3), (2, 2, 3, 3))
+    yield from case("-output-shape", "strides=[2,2],output_shape=[8,9]", signed(1, 2, 4, 4), (2, 3, 3, 3))
+    yield from case("-same-upper", 'auto_pad="SAME_UPPER",strides=[2,2]', signed(1, 2, 3, 4), (2, 3, 3, 3))
+    yield from case("-same-lower", 'auto_pad="SAME_LOWER",strides=[2,2]', signed(1, 2, 3, 4), (2, 3, 3, 3))
+    yield from case("-pads-asymmetric", "strides=[2,2],pads=[1,0,2,1]", signed(1, 2, 4, 4), (2, 3, 4, 3))
+    yield from case("-stride-over-kernel", "strides=[3,4]", signed(1, 2, 3, 3), (2, 2, 2, 2))
+    yield from case("-dilated", "dilations=[2,3],pads=[1,1,0,2]", signed(1, 2, 4, 4), (2, 3, 2, 2))
+    yield from case("-dilated-stride", "dilations=[2,2],strides=[2,3]", signed(1, 2, 3, 3), (2, 3, 2, 2))
+    yield from case("-groups", "group=2,strides=[2,2],pads=[1,1,1,1]", signed(2, 4, 3, 4), (4, 3, 3, 3), group=2)
+    yield from case("-depthwise", "group=3,strides=[2,2]", signed(1, 3, 3, 3), (3, 1, 2, 2), group=3)
+    yield from case("-1d", "strides=[2],pads=[1,0],output_padding=[1]", signed(2, 2, 5), (2, 3, 4))
+    yield from case("-3d", "strides=[1,2,2]", signed(1, 2, 2, 2, 3), (2, 2, 2, 2, 3))
+
+
+def dense_layers() -> Iterator[Case]:
+    """Gemm in every form, MatMul with the constant on either side."""
+
+    def gemm(
+        name: str, attributes: str, x: Values, w: Sequence[int], b: Sequence[int] | None, **o: Any
+    ) -> Iterator[Case]:
+        constants = {"w": signed(*w)} | ({} if b is None else {"b": signed(*b)})
+        text = f"y = Gemm<{attributes}>(x, w{'' if b is None else ', b'})"
+        yield from cases(f"gemm{name}", text, {"x": x}, constants, role="linear", linear=True, **o)
+
+    yield from gemm("", "", signed(3, 5), (5, 4), (4,), opset=(9, 11, 13, 17))
+    yield from gemm("-trans-b", "transB=1", signed(3, 5), (4, 5), (4,))
+    yield from gemm("-trans-a", "transA=1", signed(5, 3), (5, 4), (4,))
+    yield from gemm("-trans-both", "transA=1,transB=1", signed(5, 3), (4, 5), (4,))
+    yield from gemm("-alpha-beta", "alpha=0.5,beta=-1.5,transB=1", signed(3, 5), (4, 5), (4,))
+    yield from gemm("-beta-zero", "beta=0.0", signed(3, 5), (5, 4), (4,))
+    yield from gemm("-no-bias", "transB=1", signed(3, 5), (4, 5), None)
+    yield from gemm("-bias-row", "", signed(3, 5), (5, 4), (1, 4))
+    yield from gemm("-bias-column", "", signed(3, 5), (5, 4), (3, 1))
+    yield from gemm("-bias-full", "beta=2.0", signed(3, 5), (5, 4), (3, 4))
+    yield from gemm("-bias-one", "", signed(3, 5), (5, 4), (1,))
+    yield from gemm("-bias-scalar", "", signed(3, 5), (5, 4), ())
+    yield from gemm("-dynamic-batch", "transB=1", signed(3, 5, declared=("N", 5)), (4, 5), (4,))
+    yield from cases(
+        "gemm-constant-left", "y = Gemm(w, x, b)", {"x": signed(5, 3)}, {"w": signed(4, 5), "b": signed(3)},
+        role="linear", linear=True, optional=True,
+    )  # fmt: skip
+    yield from cases(
+        "gemm-bias-active", "y = Gemm<beta=0.5>(x, w, c)", {"x": signed(3, 5), "c": signed(4)}, {"w": signed(5, 4)},
+        role="linear", linear=True, optional=True,
+    )  # fmt: skip
+
+    def matmul(name: str, x: Values, w: Values, **options: Any) -> Iterator[Case]:
+        swapped = options.pop("left", False)
+        text = f"y = MatMul({'w, x' if swapped else 'x, w'})"
+        yield from cases(f"matmul{name}", text, {"x": x}, {"w": w}, role="linear", linear=True, **options)
+
+    yield from matmul("", signed(3, 5), signed(5, 4), opset=(9, 13, 17))
+    yield from matmul("-tokens", signed(2, 3, 5), signed(5, 4))
+    yield from matmul("-tokens-dynamic", signed(2, 3, 5, declared=("N", 3, 5)), signed(5, 4))
+    yield from matmul("-constant-left", signed(2, 3, 5), signed(4, 3), left=True)
+    yield from matmul("-constant-left-2d", signed(3, 5), signed(4, 3), left=True)
+    yield from matmul("-constant-batched", signed(2, 3, 4, 5), signed(3, 5, 2))
+    yield from matmul("-constant-brings-batch", signed(4, 5), signed(3, 5, 2))
+    yield from matmul("-constant-left-batched", signed(2, 3, 5), signed(2, 4, 3), left=True)
+    yield from matmul("-constant-left-brings-batch", signed(3, 5), signed(2, 4, 3), left=True)
+    yield from matmul("-batch-broadcast", signed(1, 4, 5), signed(3, 5, 2))
+    yield from matmul("-vector-left", signed(5), signed(5, 4))
+    yield from matmul("-vector-right", signed(3, 5), signed(5))
+    yield from matmul("-vector-right-batched", signed(2, 3, 5), signed(5))
+    yield from matmul("-constant-vector-left", signed(5, 3), signed(5), left=True)
+    yield from matmul("-dot", signed(5), signed(5))
+    yield from cases(
+        "matmul-bias", "t = MatMul(x, w); y = Add(t, b)", {"x": signed(3, 5)}, {"w": signed(5, 4), "b": signed(4)},
+        role="linear", linear=True,
+    )  # fmt: skip
+    two = {"a": signed(2, 3, 4), "b": signed(2, 4, 5)}
+    yield from cases("matmul-active-active", "y = MatMul(a, b)", two, role="product", optional=True)
+    two = {"a": signed(2, 1, 3, 4), "b": signed(3, 4, 2)}
+    yield from cases("matmul-active-active-broadcast", "y = MatMul(a, b)", two, role="product", optional=True)
+
+
+# --------------------------------------------------------------------------- pooling
+
+
+def max_pools() -> Iterator[Case]:
+    """MaxPool and GlobalMaxPool on values without ties."""
+
+    def case(name: str, attributes: str, x: Values, **options: Any) -> Iterator[Case]:
+        yield from cases(f"maxpool{name}", f"y = MaxPool<{attributes}>(x)", {"x": x}, role="selection", **options)
+
+    yield from case("", "kernel_shape=[2,2],strides=[2,2]", distinct(2, 3, 6, 8), opset=(8, 10, 11, 12, 17, 22))
+    yield from case("-remainder", "kernel_shape=[2,2],strides=[2,2]", distinct(2, 2, 7, 5))
+    yield from case("-default-strides", "kernel_shape=[3,2]", distinct(1, 2, 5, 5))
+    yield from case("-overlapping", "kernel_shape=[3,3],strides=[2,2],pads=[1,1,1,1]", distinct(2, 2, 7, 8))
+    yield from case("-overlapping-odd", "kernel_shape=[3,3],strides=[2,1],pads=[0,1,1,0]", distinct(1, 2, 6, 5))
+    negative = Values((2, 2, 5, 5), "negative")
+    yield from case("-negative-padded", "kernel_shape=[3,3],strides=[2,2],pads=[1,1,1,1]", negative)
+    yield from case("-gaps", "kernel_shape=[2,2],strides=[3,3]", distinct(1, 2, 8, 9))
+    yield from case("-ceil", "kernel_shape=[2,2],strides=[2,2],ceil_mode=1", distinct(1, 2, 5, 7), opset=(10, 17))
+    yield from case("-ceil-overlapping", "kernel_shape=[3,3],strides=[2,2],ceil_mode=1", distinct(1, 2, 6, 8))
+    yield from case("-ceil-padded", "kernel_shape=[3,3],strides=[2,2],pads=[1,1,1,1],ceil_mode=1", distinct(1, 2, 6, 7))
+    yield from case("-dilated", "kernel_shape=[2,3],dilations=[2,2]", distinct(1, 2, 6, 7))
+    yield from case(
+        "-dilated-stride", "kernel_shape=[2,2],dilations=[3,2],strides=[2,2],pads=[1,1,1,1]", distinct(1, 2, 8, 7)
+    )
+    yield from case(
+        "-dilated-ceil", "kernel_shape=[2,2],dilations=[2,2],strides=[2,2],ceil_mode=1", distinct(1, 2, 8, 7)
+    )
+    yield from case("-same-upper", 'auto_pad="SAME_UPPER",kernel_shape=[3,2],strides=[2,2]', distinct(1, 2, 6, 7))
+    yield from case("-same-lower", 'auto_pad="SAME_LOWER",kernel_shape=[3,2],strides=[2,2]', distinct(1, 2, 6, 7))
+    yield from case("-valid", 'auto_pad="VALID",kernel_shape=[3,3],strides=[2,2]', distinct(1, 2, 6, 8))
+    yield from case("-whole", "kernel_shape=[4,5]", distinct(2, 2, 4, 5))
+    yield from case("-1x1", "kernel_shape=[1,1],strides=[2,2]", distinct(1, 2, 4, 5))
+    yield from case("-1d", "kernel_shape=[3],strides=[2],pads=[1,1]", distinct(2, 3, 9))
+    yield from case("-1d-dilated", "kernel_shape=[3],dilations=[2]", distinct(2, 2, 9))
+    yield from case("-3d", "kernel_shape=[2,2,2],strides=[2,1,2],pads=[0,1,0,0,0,1]", distinct(1, 2, 4, 3, 5))
+    yield from case(
+        "-dynamic-batch", "kernel_shape=[3,3],strides=[2,2]", Values((3, 2, 7, 7), "distinct", declared=("N", 2, 7, 7))
+    )
+    x = {"x": distinct(1, 2, 6, 6)}
+    indices = "y, indices = MaxPool<kernel_shape=[2,2],strides=[2,2]{}>(x)"
+    yield from cases("maxpool-indices-unused", indices.format(""), x, role="selection")
+    yield from cases(
+        "maxpool-indices-kept", indices.format(""), x, others={"indices": TensorProto.INT64}, role="selection"
+    )
+    yield from cases("maxpool-storage-order", indices.format(",storage_order=1"), x, role="selection")
+    for name, shape in {"1d": (2, 3, 5), "2d": (2, 3, 4, 5), "3d": (1, 2, 2, 3, 2)}.items():
+        yield from cases(f"globalmaxpool-{name}", "y = GlobalMaxPool(x)", {"x": distinct(*shape)}, role="selection")
+
+
+def average_pools() -> Iterator[Case]:
+    """AveragePool, GlobalAveragePool, and LpPool."""
+
+    def case(name: str, attributes: str, x: Values, **options: Any) -> Iterator[Case]:
+        text = f"y = AveragePool<{attributes}>(x)"
+        yield from cases(f"averagepool{name}", text, {"x": x}, role="linear", linear=True, **options)
+
+    yield from case("", "kernel_shape=[2,2],strides=[2,2]", signed(2, 3, 6, 8), opset=(9, 10, 11, 17, 19, 22))
+    yield from case("-remainder", "kernel_shape=[2,3],strides=[2,2]", signed(2, 2, 7, 6))
+    yield from case("-default-strides", "kernel_shape=[3,2]", signed(1, 2, 5, 5))
+    padded = "kernel_shape=[3,3],strides=[2,2],pads=[1,1,1,1]"
+    yield from case("-padded", padded, signed(2, 2, 7, 8))
+    yield from case("-padded-count", padded + ",count_include_pad=1", signed(2, 2, 7, 8))
+    yield from case("-pads-asymmetric", "kernel_shape=[3,3],pads=[0,1,2,1]", signed(1, 2, 5, 5))
+    yield from case(
+        "-pads-asymmetric-count", "kernel_shape=[3,3],pads=[0,1,2,1],count_include_pad=1", signed(1, 2, 5, 5)
+    )
+    yield from case("-gaps", "kernel_shape=[2,2],strides=[3,3]", signed(1, 2, 8, 9))
+    yield from case("-ceil", "kernel_shape=[2,2],strides=[2,2],ceil_mode=1", signed(1, 2, 5, 7), opset=(10, 19))
+    yield from case("-ceil-padded", padded + ",ceil_mode=1", signed(1, 2, 6, 8))
+    # The last window's divisor leaves out what ceil_mode adds behind the padding; opset 19's text settled that.
+    yield from case("-ceil-padded-count", padded + ",ceil_mode=1,count_include_pad=1", signed(1, 2, 6, 8), opset=19)
+    yield from case("-dilated", "kernel_shape=[2,3],dilations=[2,2]", signed(1, 2, 6, 7), opset=19)
+    yield from case(
+        "-dilated-padded",
+        "kernel_shape=[2,2],dilations=[3,2],strides=[2,2],pads=[1,1,1,1]",
+        signed(1, 2, 8, 7),
+        opset=19,
+    )
+    count = "kernel_shape=[2,2],dilations=[2,2],pads=[1,1,1,1],count_include_pad=1"
+    yield from case("-dilated-count", count, signed(1, 2, 5, 6), opset=22)
+    yield from case("-same-upper", 'auto_pad="SAME_UPPER",kernel_shape=[3,2],strides=[2,2]', signed(1, 2, 6, 7))
+    yield from case("-same-lower", 'auto_pad="SAME_LOWER",kernel_shape=[3,2],strides=[2,2]', signed(1, 2, 6, 7))
+    yield from case(
+        "-same-upper-count", 'auto_pad="SAME_UPPER",kernel_shape=[3,3],count_include_pad=1', signed(1, 2, 4, 5)
+    )
+    yield from case("-valid", 'auto_pad="VALID",kernel_shape=[3,3],strides=[2,2]', signed(1, 2, 6, 8))
+    yield from case("-1d", "kernel_shape=[3],strides=[2],pads=[1,0]", signed(2, 3, 9))
+    yield from case("-3d", "kernel_shape=[2,2,2],strides=[2,1,2],pads=[0,1,0,0,0,1]", signed(1, 2, 4, 3, 5))
+    yield from case("-dynamic-batch", padded, signed(3, 2, 7, 7, declared=("N", 2, 7, 7)))
+    for name, shape in {"1d": (2, 3, 5), "2d": (2, 3, 4, 5), "3d": (1, 2, 2, 3, 2)}.items():
+        text = "y = GlobalAveragePool(x)"
+        yield from cases(f"globalaveragepool-{name}", text, {"x": signed(*shape)}, role="linear", linear=True)
+    lp = "y = LpPool<kernel_shape=[2,2],strides=[2,2],p=2>(x)"
+    yield from cases("lppool", lp, {"x": away(1, 2, 4, 5)}, opset=18, role="normalization", optional=True)
+
+
+# --------------------------------------------------------------------------- normalisation
+
+
+def normalizations() -> Iterator[Case]:
+    """BatchNormalization in inference, InstanceNormalization, LRN, Softmax and their relatives."""
+    statistics = {"s": signed(3), "b": signed(3), "m": signed(3), "v": positive(3)}
+    batch = "y = BatchNormalization<epsilon=0.01>(x, s, b, m, v)"
+    for name, shape in {"-1d": (2, 3, 5), "": (2, 3, 4, 3), "-3d": (1, 3, 2, 2, 3), "-features": (4, 3)}.items():
+        opsets: Sequence[int] = (7, 9, 14, 15, 17) if not name else (17,)
+        yield from cases(
+            f"batchnorm{name}", batch, {"x": signed(*shape)}, statistics, opset=opsets, role="linear", linear=True
+        )
+    yield from cases(
+        "batchnorm-behind-conv", "t = Conv<pads=[1,1,1,1]>(x, w); y = BatchNormalization(t, s, b, m, v)",
+        {"x": signed(2, 2, 4, 5)}, statistics | {"w": signed(3, 2, 3, 3)}, role="linear", linear=True,
+    )  # fmt: skip
+    yield from cases(
+        "batchnorm-before-conv", "t = BatchNormalization(x, s, b, m, v); y = Conv<pads=[1,1,1,1]>(t, w)",
+        {"x": signed(2, 3, 4, 5)}, statistics | {"w": signed(2, 3, 3, 3)}, role="linear", linear=True,
+    )  # fmt: skip
+    yield from cases(
+        "batchnorm-behind-gemm", "t = Gemm(x, w, c); y = BatchNormalization(t, s, b, m, v)",
+        {"x": signed(4, 5)}, statistics | {"w": signed(5, 3), "c": signed(3)}, role="linear", linear=True,
+    )  # fmt: skip
+    affine = {"s": signed(3), "b": signed(3)}
+    instance = "y = InstanceNormalization<epsilon=0.01>(x, s, b)"
+    for name, shape in {"-1d": (2, 3, 6), "": (2, 3, 3, 4), "-3d": (1, 3, 2, 3, 2)}.items():
+        opsets = (9, 17, 22) if not name else (17,)
+        yield from cases(
+            f"instancenorm{name}", instance, {"x": signed(*shape)}, affine, opset=opsets, role="normalization"
+        )
+    for size in (1, 3, 5):
+        text = f"y = LRN<size={size},alpha=0.9,beta=0.6,bias=1.5>(x)"
+        yield from cases(f"lrn-{size}", text, {"x": signed(2, 6, 3, 2)}, role="normalization")
+    yield from cases(
+        "lrn-defaults", "y = LRN<size=5>(x)", {"x": signed(1, 7, 2, 3)}, opset=(9, 13), role="normalization"
+    )
+    yield from _softmaxes()
+    yield from cases(
+        "meanvariancenorm", "y = MeanVarianceNormalization<axes=[0,2,3]>(x)", {"x": signed(2, 3, 3, 2)},
+        role="normalization", optional=True, only_float32="the standard expands it with a float32 constant",
+    )  # fmt: skip
+    yield from cases(
+        "rmsnorm", "y = RMSNormalization<axis=-1>(x, s)", {"x": signed(2, 4, 5)}, {"s": signed(5)}, opset=23,
+        role="normalization", optional=True,
+    )  # fmt: skip
+    yield from cases(
+        "layernorm", "y = LayerNormalization<axis=-1>(x, s, b)", {"x": signed(2, 4, 5)},
+        {"s": signed(5), "b": signed(5)}, role="normalization", optional=True,
+    )  # fmt: skip
+    yield from cases(
+        "groupnorm", "y = GroupNormalization<num_groups=2>(x, s, b)", {"x": signed(2, 4, 3, 3)},
+        {"s": signed(4), "b": signed(4)}, opset=21, role="normalization", optional=True, declared=(2, 4, 3, 3),
+    )  # fmt: skip
+
+
+def _softmaxes() -> Iterator[Case]:
+    for operator in ("Softmax", "LogSoftmax"):
+        name, four = operator.lower(), {"x": signed(2, 3, 2, 4)}
+        options: dict[str, Any] = {"role": "normalization"}
+        yield from cases(name, f"y = {operator}(x)", {"x": signed(3, 5)}, opset=(9, 11, 13, 17), **options)
+        # Before opset 13 everything from the axis on is one distribution; since then it is the axis alone.
+        yield from cases(f"{name}-default-axis-4d", f"y = {operator}(x)", four, opset=(11, 13), **options)
+        yield from cases(f"{name}-axis-1", f"y = {operator}<axis=1>(x)", four, opset=(11, 13), **options)
+        yield from cases(f"{name}-axis-2", f"y = {operator}<axis=2>(x)", four, opset=(11, 13), **options)
+        yield from cases(f"{name}-axis-negative", f"y = {operator}<axis=-2>(x)", four, opset=13, **options)
+        yield from cases(f"{name}-wide", f"y = {operator}(x)", {"x": wide(4, 6)}, **options)
+        dynamic = {"x": signed(3, 4, 2, declared=("N", 4, 2))}
+        yield from cases(f"{name}-dynamic-batch", f"y = {operator}<axis=1>(x)", dynamic, opset=(11, 13), **options)
+
+
+# --------------------------------------------------------------------------- elementwise
+
+
+def activations() -> Iterator[Case]:
+    """Every elementwise function of one tensor, with non-default attributes where it has any."""
+
+    def case(name: str, call: str, x: Values | None = None, **options: Any) -> Iterator[Case]:
+        x = away(2, 3, 4) if x is None else x
+        yield from cases(name, f"y = {call}", {"x": x}, options.pop("constants", None), role="pointwise", **options)
+
+    yield from case("relu", "Relu(x)", opset=(9, 13, 14, 17))
+    yield from case("relu-dynamic-batch", "Relu(x)", signed(3, 4, kinks=(0.0,), declared=("N", 4)))
+    yield from case("leakyrelu", "LeakyRelu(x)", opset=(9, 16))
+    yield from case("leakyrelu-alpha", "LeakyRelu<alpha=0.3>(x)")
+    yield from case("leakyrelu-negative-alpha", "LeakyRelu<alpha=-0.3>(x)")
+    channel = {"slope": signed(3, 1, 1)}
+    yield from case("prelu-channel", "PRelu(x, slope)", away(2, 3, 2, 3), constants=channel, opset=(9, 16))
+    yield from case("prelu-scalar", "PRelu(x, slope)", constants={"slope": floats(0.25)})
+    yield from case("prelu-full", "PRelu(x, slope)", constants={"slope": signed(2, 3, 4)})
+    yield from case("prelu-last-axis", "PRelu(x, slope)", constants={"slope": signed(4)})
+    bounds = signed(3, 8, kinks=(-0.5, 0.75))
+    both = {"low": float0(-0.5), "high": float0(0.75)}
+    yield from case("clip-attributes", "Clip<min=-0.5,max=0.75>(x)", bounds, opset=(6, 9))
+    yield from case("clip-attribute-min", "Clip<min=0.0>(x)", opset=9)
+    yield from case("clip-inputs", "Clip(x, low, high)", bounds, constants=both, opset=(11, 12, 17))
+    yield from case("clip-only-min", "Clip(x, low)", bounds, constants={"low": both["low"]})
+    yield from case("clip-only-max", 'Clip(x, "", high)', bounds, constants={"high": both["high"]})
+    yield from case("clip-no-bounds", "Clip(x)", linear=True)
+    six = {"low": float0(0.0), "high": float0(6.0)}
+    yield from case("clip-relu6", "Clip(x, low, high)", Values((6, 7), "wide", (0.0, 6.0)), constants=six)
+    for name, call in {"elu": "Elu(x)", "elu-alpha": "Elu<alpha=0.7>(x)", "selu": "Selu(x)"}.items():
+        yield from case(name, call)
+        yield from case(f"{name}-wide", call, wide(5, 5))
+    single: dict[str, Any] = {"only_float32": "Celu is defined for float32 alone"}
+    yield from case("celu", "Celu(x)", opset=(12, 17), **single)
+    yield from case("celu-wide", "Celu(x)", wide(5, 5), **single)
+    yield from case("selu-attributes", "Selu<alpha=1.3,gamma=0.8>(x)")
+    yield from case("celu-alpha", "Celu<alpha=2.5>(x)", **single)
+    yield from case("thresholdedrelu", "ThresholdedRelu<alpha=0.6>(x)", signed(3, 8, kinks=(0.6,)), optional=True)
+    yield from case("hardsigmoid", "HardSigmoid(x)", Values((6, 7), "wide", (-2.5, 2.5)))
+    yield from case("hardsigmoid-attributes", "HardSigmoid<alpha=0.8,beta=0.3>(x)", signed(4, 8, kinks=(-0.375, 0.875)))
+    yield from case("hardswish", "HardSwish(x)", signed(4, 8, kinks=(-3.0, 3.0)))
+    yield from case("hardswish-wide", "HardSwish(x)", Values((6, 7), "wide", (-3.0, 3.0)))
+    for operator in ("Sigmoid", "Tanh", "Softplus", "Softsign", "Erf"):
+        yield from case(
+            operator.lower(), f"{operator}(x)", opset=(9, 13, 17) if operator != "Softsign" else (9, 17, 22)
+        )
+        yield from case(f"{operator.lower()}-wide", f"{operator}(x)", wide(5, 5))
+    yield from case("mish", "Mish(x)", opset=(18, 22))
+    yield from case("mish-wide", "Mish(x)", wide(5, 5), opset=18)
+    yield from case("gelu-erf", "Gelu(x)", opset=20)
+    yield from case("gelu-tanh", 'Gelu<approximate="tanh">(x)', opset=20)
+    yield from case("gelu-erf-wide", "Gelu(x)", wide(5, 5), opset=20)
+    yield from case("gelu-tanh-wide", 'Gelu<approximate="tanh">(x)', wide(5, 5), opset=20)
+    yield from case("exp", "Exp(x)", opset=(9, 13))
+    yield from case("log", "Log(x)", positive(2, 7), opset=(9, 13))
+    yield from case("sqrt", "Sqrt(x)", positive(2, 7), opset=(9, 13))
+    yield from case("abs", "Abs(x)", opset=(9, 13))
+    yield from case("neg", "Neg(x)", opset=(9, 13), linear=True)
+    yield from case("reciprocal", "Reciprocal(x)", Values((2, 7), "negative"), opset=(9, 13))
+    yield from _powers()
+    for operator in ("Sin", "Cos", "Tan", "Atan", "Sinh", "Cosh", "Asinh"):
+        yield from case(operator.lower(), f"{operator}(x)", optional=True)
+    for operator in ("Asin", "Acos", "Atanh"):
+        yield from case(operator.lower(), f"{operator}(x)", Values((3, 5), "unit"), optional=True)
+    yield from case("acosh", "Acosh(x)", Values((3, 5), "over"), optional=True)
+    yield from case("shrink", "Shrink<lambd=0.4,bias=0.1>(x)", signed(3, 7, kinks=(-0.4, 0.4)), optional=True)
+    yield from case("swish", "Swish<alpha=1.5>(x)", opset=24, optional=True)
+    yield from _composed_activations()
+
+
+def _powers() -> Iterator[Case]:
+    def case(name: str, x: Values, exponent: Array, **options: Any) -> Iterator[Case]:
+        yield from cases(f"pow-{name}", "y = Pow(x, p)", {"x": x}, {"p": exponent}, role="pointwise", **options)
+
+    yield from case("square", away(2, 7), float0(2.0), opset=(9, 12, 13, 15))
+    yield from case("cube", away(2, 7), float0(3.0))
+    yield from case("root", positive(2, 7), float0(0.5))
+    yield from case("inverse", Values((2, 7), "negative"), float0(-1.0))
+    yield from case("zero", away(2, 7), float0(0.0))
+    yield from case("one", away(2, 7), float0(1.0))
+    yield from case("integer-exponent", away(2, 7), int0(3), opset=(12, 15))
+    yield from case("exponent-per-column", positive(2, 3), floats(2.0, 0.5, -1.5))
+    yield from case("exponent-brings-rank", positive(3), np.array([[2.0], [0.5]]))
+    both = {"a": positive(2, 3), "b": signed(3)}
+    yield from cases("pow-active-active", "y = Pow(a, b)", both, role="pointwise", optional=True)
+    base = {"c": positive(3)}
+    yield from cases("pow-constant-base", "y = Pow(c, x)", {"x": signed(2, 3)}, base, role="pointwise", optional=True)
+
+
+def _composed_activations() -> Iterator[Case]:
+    """Activations as exporters spell them out."""
+    x = {"x": away(2, 3, 4)}
+    yield from cases("silu", "s = Sigmoid(x); y = Mul(x, s)", x, role="product")
+    erf = "d = Div(x, root); e = Erf(d); p = Add(e, one); m = Mul(x, p); y = Mul(m, half)"
+    numbers = {"root": float0(2**0.5), "one": float0(1.0), "half": float0(0.5)}
+    yield from cases("gelu-chain", erf, x, numbers, role="product")
+    hard = "p = Add(x, three); c = Clip(p, zero, six); m = Mul(x, c); y = Div(m, six)"
+    numbers = {"three": float0(3.0), "zero": float0(0.0), "six": float0(6.0)}
+    yield from cases("hardswish-chain", hard, {"x": signed(3, 7, kinks=(-3.0, 3.0))}, numbers, role="product")
+    yield from cases("mish-chain", "p = Softplus(x); t = Tanh(p); y = Mul(x, t)", x, role="product")
+    gate = "g = GlobalAveragePool(x); h = Conv(g, w); s = HardSigmoid(h); y = Mul(x, s)"
+    yield from cases("squeeze-excite", gate, {"x": signed(2, 3, 4, 4)}, {"w": signed(3, 3, 1, 1)}, role="product")
+    yield from cases(
+        "layernorm-chain",
+        "m = ReduceMean<axes=[-1]>(x); d = Sub(x, m); q = Pow(d, two); v = ReduceMean<axes=[-1]>(q); e = Add(v, eps);"
+        " s = Sqrt(e); n = Div(d, s); y = Mul(n, w)",
+        {"x": signed(2, 3, 5)}, {"two": float0(2.0), "eps": float0(1e-3), "w": signed(5)}, role="product",
+    )  # fmt: skip
+
+
+def arithmetic() -> Iterator[Case]:
+    """Add, Sub, Mul, Div, Sum, Mean, Max, Min with broadcasting, constants in any place, and one value used twice."""
+    shapes = {
+        "": ((2, 3, 4), (2, 3, 4)), "-channel": ((2, 3, 4), (3, 1)), "-outer": ((2, 1, 4), (3, 1)),
+        "-scalar": ((2, 3), ()), "-rank": ((3,), (2, 4, 3)), "-ones": ((2, 1, 3), (1, 1, 3)),
+    }  # fmt: skip
+    for operator in ("Add", "Sub", "Mul", "Div"):
+        name, role = operator.lower(), "sum" if operator in ("Add", "Sub") else "product"
+        for suffix, (a, b) in shapes.items():
+            opset: int | tuple[int, ...] = (9, 13, 14, 17) if not suffix else 17
+            affine = operator in ("Add", "Sub")
+            right = positive(*b) if operator == "Div" else signed(*b)
+            pair, text = {"a": signed(*a), "b": right}, f"y = {operator}(a, b)"
+            yield from cases(f"{name}{suffix}", text, pair, role=role, opset=opset, linear=affine)
+            yield from cases(
+                f"{name}{suffix}-constant-right", text, {"a": signed(*a)}, {"b": right}, role="linear", linear=True
+            )
+            over = Values(b, "negative") if operator == "Div" else signed(*b)
+            linear = operator != "Div"
+            yield from cases(
+                f"{name}{suffix}-constant-left", text, {"b": over}, {"a": signed(*a)}, role="linear", linear=linear
+            )
+        twice = {"x": positive(2, 3)}
+        linear = operator in ("Add", "Sub")
+        yield from cases(f"{name}-itself", f"y = {operator}(x, x)", twice, role=role, linear=linear)
+    three = {"a": signed(2, 3), "b": signed(3), "c": signed(2, 1)}
+    for operator in ("Sum", "Mean", "Max", "Min"):
+        name, affine = operator.lower(), operator in ("Sum", "Mean")
+        role = "sum" if affine else "selection"
+        one, two = {"a": signed(2, 3)}, {"a": signed(2, 3), "b": signed(2, 3)}
+        yield from cases(f"{name}-1", f"y = {operator}(a)", one, role=role, linear=True)
+        yield from cases(f"{name}-2", f"y = {operator}(a, b)", two, role=role, linear=affine, opset=(9, 13))
+        yield from cases(f"{name}-3", f"y = {operator}(a, b, c)", three, role=role, linear=affine)
+        text, constant = f"y = {operator}(a, b, k)", {"k": signed(2, 3)}
+        yield from cases(f"{name}-constant", text, two, constant, role=role, linear=affine)
+        yield from cases(f"{name}-scalar", f"y = {operator}(k, a)", one, {"k": float0(0.1)}, role=role, linear=affine)
+        yield from cases(f"{name}-itself", f"y = {operator}(a, b, a)", two, role=role, linear=affine)
+    yield from cases("add-dynamic-batch", "y = Add(a, b)", {
+        "a": signed(3, 2, 4, declared=("N", 2, 4)), "b": signed(3, 2, 1, declared=("N", 2, 1)),
+    }, role="sum", linear=True)  # fmt: skip
+    yield from cases("mul-dynamic-batch", "y = Mul(a, b)", {
+        "a": signed(3, 2, 4, declared=("N", 2, 4)), "b": signed(3, 2, 1, declared=("N", 2, 1)),
+    }, role="product")  # fmt: skip
+
+
+def selections() -> Iterator[Case]:
+    """Where with a constant condition; ReduceMax is among the reductions, pools and Max among their own."""
+    condition = np.array([[True, False, True], [False, False, True]])
+    both = {"a": signed(2, 3), "b": signed(2, 3)}
+    options: dict[str, Any] = {"role": "selection", "linear": True}
+    yield from cases("where", "y = Where(k, a, b)", both, {"k": condition}, opset=(9, 16), **options)
+    spread = {"a": signed(3, 1), "b": signed(4, 1, 2)}
+    yield from cases("where-broadcast", "y = Where(k, a, b)", spread, {"k": np.array([True, False])}, **options)
+    rank = {"a": signed(3), "b": signed(1)}
+    yield from cases("where-condition-brings-rank", "y = Where(k, a, b)", rank, {"k": condition}, **options)
+    one = {"a": signed(2, 3)}
+    yield from cases("where-constant-right", "y = Where(k, a, c)", one, {"k": condition, "c": float0(-9.0)}, **options)
+    yield from cases("where-constant-left", "y = Where(k, c, a)", one, {"k": condition, "c": signed(3)}, **options)
+    same = {"k": condition}
+    yield from cases("where-itself", "n = Neg(a); y = Where(k, a, n)", one, same, **options)
+
+
+def reductions() -> Iterator[Case]:
+    """ReduceMean, ReduceSum, ReduceMax: axes as attribute or input, kept or dropped, absent or empty."""
+    for operator, since in {"ReduceMean": 18, "ReduceSum": 13, "ReduceMax": 18}.items():
+        name, linear = operator.lower(), operator != "ReduceMax"
+        x = {"x": signed(2, 3, 4, 5) if linear else distinct(2, 3, 4, 5)}
+        options: dict[str, Any] = {"role": "linear" if linear else "selection", "linear": linear}
+        before = (9, 11) if since == 13 else (9, 11, 13, 17)
+        yield from cases(f"{name}-attribute", f"y = {operator}<axes=[2,3]>(x)", x, opset=before, **options)
+        yield from cases(
+            f"{name}-attribute-dropped", f"y = {operator}<axes=[-1,1],keepdims=0>(x)", x, opset=11, **options
+        )
+        axes = {"axes": ints(2, 3)}
+        yield from cases(f"{name}-input", f"y = {operator}(x, axes)", x, axes, opset=since, **options)
+        text = f"y = {operator}<keepdims=0>(x, axes)"
+        yield from cases(f"{name}-input-dropped", text, x, {"axes": ints(-1, 1)}, opset=(since, 20), **options)
+        yield from cases(f"{name}-middle-dropped", text, x, {"axes": ints(1)}, opset=since, **options)
+        yield from cases(f"{name}-batch-axis", text, x, {"axes": ints(0)}, opset=since, **options)
+        every = {"x": positive(2, 3, 4) if linear else distinct(2, 3, 4)}
+        yield from cases(f"{name}-all", f"y = {operator}(x)", every, opset=(11, since), **options)
+        yield from cases(f"{name}-all-dropped", f"y = {operator}<keepdims=0>(x)", every, opset=since, **options)
+        noop = f"y = {operator}<noop_with_empty_axes=1>(x)"
+        yield from cases(f"{name}-noop", noop, x, opset=since, **(options | {"linear": True}))
+        yield from cases(
+            f"{name}-empty-axes", f"y = {operator}(x, axes)", every, {"axes": ints()}, opset=since, **options
+        )
+        kind = "signed" if linear else "distinct"
+        dynamic = {"x": Values((3, 2, 4, 4), kind, declared=("N", 2, 4, 4))}
+        yield from cases(f"{name}-dynamic-batch", text, dynamic, {"axes": ints(2, 3)}, opset=since, **options)
+    two = {"x": away(2, 3, 4)}
+    yield from cases("reducel2", "y = ReduceL2<axes=[1]>(x)", two, opset=13, role="normalization", optional=True)
+    yield from cases(
+        "reducemin", "y = ReduceMin<axes=[1]>(x)", {"x": distinct(2, 3, 4)}, opset=13, role="selection", optional=True
+    )
+
+
+# --------------------------------------------------------------------------- rearrangements
+
+
+def _moved(name: str, text: str, x: Values | Mapping[str, Values], constants: Any = None, **o: Any) -> Iterator[Case]:
+    inputs = {"x": x} if isinstance(x, Values) else x
+    options: dict[str, Any] = {"role": "rearrangement", "linear": True, **o}
+    yield from cases(name, text, inputs, constants, **options)
+
+
+def shapes() -> Iterator[Case]:
+    """Flatten, Reshape, Transpose, Squeeze, Unsqueeze, Expand, Tile, Identity, Dropout, Cast."""
+    x = signed(2, 3, 4, 5)
+    batch = signed(3, 2, 4, 5, declared=("N", 2, 4, 5))
+    yield from _moved("flatten", "y = Flatten(x)", x, opset=(9, 11, 13, 17))
+    for axis in (0, 2, 4, -1):
+        yield from _moved(f"flatten-axis{axis}", f"y = Flatten<axis={axis}>(x)", x, opset=11)
+    yield from _moved("flatten-dynamic-batch", "y = Flatten(x)", batch)
+    yield from _moved("reshape", "y = Reshape(x, s)", x, {"s": ints(6, 4, 5)}, opset=(9, 13, 14, 17))
+    yield from _moved("reshape-minus-one", "y = Reshape(x, s)", x, {"s": ints(2, -1, 2)})
+    yield from _moved("reshape-zero", "y = Reshape(x, s)", x, {"s": ints(0, 0, -1)})
+    yield from _moved("reshape-allowzero", "y = Reshape<allowzero=1>(x, s)", x, {"s": ints(2, 3, 20)})
+    yield from _moved("reshape-vector", "y = Reshape(x, s)", x, {"s": ints(-1)})
+    yield from _moved("reshape-dynamic-batch", "y = Reshape(x, s)", batch, {"s": ints(-1, 40)})
+    yield from _moved("reshape-dynamic-batch-zero", "y = Reshape(x, s)", batch, {"s": ints(0, -1)})
+    yield from _moved("transpose-default", "y = Transpose(x)", signed(2, 3, 4), opset=(9, 13))
+    yield from _moved("transpose-nhwc", "y = Transpose<perm=[0,2,3,1]>(x)", x)
+    yield from _moved("transpose-cycle", "y = Transpose<perm=[2,0,3,1]>(x)", x)
+    ones = signed(2, 1, 3, 1)
+    yield from _moved("squeeze-attribute", "y = Squeeze<axes=[1,3]>(x)", ones, opset=(9, 11))
+    yield from _moved("squeeze-attribute-negative", "y = Squeeze<axes=[-1]>(x)", ones, opset=11)
+    yield from _moved("squeeze-input", "y = Squeeze(x, axes)", ones, {"axes": ints(-1, 1)}, opset=(13, 17))
+    yield from _moved("squeeze-all", "y = Squeeze(x)", ones, opset=(11, 13))
+    yield from _moved("unsqueeze-attribute", "y = Unsqueeze<axes=[0,3]>(x)", signed(2, 3), opset=(9, 11))
+    yield from _moved("unsqueeze-input", "y = Unsqueeze(x, axes)", signed(2, 3), {"axes": ints(-1, 1)}, opset=(13, 17))
+    yield from _moved("expand", "y = Expand(x, s)", signed(3, 1), {"s": ints(2, 1, 4)}, opset=(9, 13))
+    yield from _moved("expand-ones", "y = Expand(x, s)", signed(2, 1, 3), {"s": ints(1, 4, 1)})
+    yield from _moved("expand-scalar", "y = Expand(x, s)", signed(1), {"s": ints(2, 3)})
+    yield from _moved("expand-nothing", "y = Expand(x, s)", signed(2, 3), {"s": ints(2, 3)})
+    yield from _moved("tile", "y = Tile(x, r)", signed(2, 3), {"r": ints(2, 3)}, opset=(9, 13))
+    yield from _moved("tile-some", "y = Tile(x, r)", signed(2, 1, 3), {"r": ints(1, 4, 1)})
+    yield from _moved("identity", "y = Identity(x)", x, opset=(9, 13, 16))
+    yield from _dropouts()
+    yield from _moved("cast-same", "y = Cast<to=FLOAT>(x)", signed(2, 3), opset=(9, 13, 19))
+    yield from _moved(
+        "cast-double-and-back", f"t = Cast<to={TensorProto.DOUBLE}>(x); y = Cast<to=FLOAT>(t)", signed(2, 3)
+    )
+    yield from _moved("castlike", "y = CastLike(x, k)", signed(2, 3), {"k": floats(1.0)}, opset=(15, 19))
+    half: dict[str, Any] = {
+        "step": 0.5,
+        "slack": 2 * HALF_PRECISION,
+        "rtol": HALF_PRECISION,
+        "reason": "float16 has 11 bits",
+        "linear": False,
+    }
+    yield from _moved("cast-half-and-back", "t = Cast<to=FLOAT16>(x); y = Cast<to=FLOAT>(t)", signed(2, 3), **half)
+
+
+def _dropouts() -> Iterator[Case]:
+    x = signed(2, 3)
+    yield from _moved("dropout-attribute", "y = Dropout<ratio=0.4>(x)", x, opset=(7, 10))
+    yield from _moved("dropout", "y = Dropout(x)", x, opset=(12, 13, 17, 22))
+    yield from _moved("dropout-ratio", "y = Dropout(x, ratio)", x, {"ratio": np.float32(0.4).reshape(())})
+    off = {"ratio": np.float32(0.4).reshape(()), "training": np.array(False)}
+    yield from _moved("dropout-training-off", "y = Dropout(x, ratio, training)", x, off)
+    yield from _moved("dropout-mask-unused", "y, mask = Dropout(x)", x, opset=(10, 13))
+    yield from _moved("dropout-mask-kept", "y, mask = Dropout(x)", x, others={"mask": TensorProto.BOOL}, opset=(10, 13))
+
+
+def partitions() -> Iterator[Case]:
+    """Concat, Split, Slice, Gather, DepthToSpace, SpaceToDepth."""
+    pair = {"a": signed(2, 3, 2), "b": signed(2, 1, 2)}
+    yield from _moved("concat", "y = Concat<axis=1>(a, b)", pair, opset=(9, 11, 13))
+    yield from _moved("concat-negative-axis", "y = Concat<axis=-2>(a, b)", pair)
+    yield from _moved("concat-batch", "y = Concat<axis=0>(a, b)", {"a": signed(2, 3), "b": signed(1, 3)})
+    yield from _moved("concat-one", "y = Concat<axis=1>(a)", {"a": signed(2, 3)})
+    yield from _moved("concat-itself", "y = Concat<axis=1>(a, b, a)", pair)
+    yield from _moved("concat-constant", "y = Concat<axis=1>(a, k, b)", pair, {"k": signed(2, 2, 2)})
+    yield from _moved(
+        "concat-constant-first", "y = Concat<axis=2>(k, a)", {"a": signed(2, 3, 2)}, {"k": signed(2, 3, 1)}
+    )
+    dynamic = {"a": signed(3, 2, declared=("N", 2)), "b": signed(3, 1, declared=("N", 1))}
+    yield from _moved("concat-dynamic-batch", "y = Concat<axis=1>(a, b)", dynamic)
+    two: dict[str, Any] = {"outputs": ("y", "z")}
+    x = signed(2, 6, 3)
+    yield from _moved("split-equal", "y, z = Split<axis=1>(x)", x, opset=(9, 11, 13), **two)
+    yield from _moved("split-attribute", "y, z = Split<axis=1,split=[2,4]>(x)", x, opset=(9, 11), **two)
+    sizes = {"s": ints(1, 3, 2)}
+    yield from _moved(
+        "split-sizes", "y, z, u = Split<axis=-2>(x, s)", x, sizes, opset=(13, 18), outputs=("y", "z", "u")
+    )
+    yield from _moved("split-one-used", "a, y, b = Split<axis=1>(x, s)", x, sizes)
+    yield from _moved("split-num-outputs", "y, z = Split<axis=1,num_outputs=2>(x)", x, opset=18, **two)
+    uneven = "y, z, u = Split<axis=1,num_outputs=3>(x)"
+    yield from _moved("split-uneven", uneven, signed(2, 7), opset=18, outputs=("y", "z", "u"))
+    text = "a, b = Split<axis=1>(x); s = Sigmoid(b); y = Mul(a, s)"
+    yield from cases("split-gate", text, {"x": x}, opset=13, role="rearrangement")
+    yield from _slices()
+    for name, indices in {
+        "": ints(2, 0), "-negative": ints(-1, 1), "-repeated": ints(1, 1, 0, 1), "-scalar": int0(1),
+        "-scalar-negative": int0(-2), "-matrix": np.array([[0, 2], [1, 0]]), "-int32": np.array([2, 1], np.int32),
+    }.items():  # fmt: skip
+        yield from _moved(f"gather{name}", "y = Gather<axis=1>(x, i)", signed(2, 3, 4), {"i": indices})
+    yield from _moved("gather-axis-0", "y = Gather(x, i)", signed(4, 3), {"i": ints(3, 1)}, opset=(9, 11, 13))
+    yield from _moved("gather-axis-negative", "y = Gather<axis=-1>(x, i)", signed(2, 3, 4), {"i": ints(0, -1)})
+    token = signed(3, 4, 2, declared=("N", 4, 2))
+    along = {"i": np.array([[2, 0], [-1, 0]])}
+    yield from _moved("gatherelements", "y = GatherElements<axis=1>(x, i)", signed(2, 3), along, opset=(11, 13))
+    tuples = {"i": np.array([[0, 2], [1, -1], [0, 2]])}
+    yield from _moved("gathernd", "y = GatherND(x, i)", signed(2, 3, 4), tuples, opset=13, optional=True)
+    yield from _moved("gather-class-token", "y = Gather<axis=1>(x, i)", token, {"i": int0(0)})
+    eight = signed(2, 8, 2, 3)
+    yield from _moved("depthtospace", "y = DepthToSpace<blocksize=2>(x)", eight, opset=(9, 11, 13))
+    yield from _moved("depthtospace-dcr", 'y = DepthToSpace<blocksize=2,mode="DCR">(x)', eight)
+    yield from _moved("depthtospace-crd", 'y = DepthToSpace<blocksize=2,mode="CRD">(x)', eight)
+    yield from _moved("spacetodepth", "y = SpaceToDepth<blocksize=2>(x)", signed(2, 3, 4, 6), opset=(9, 13))
+
+
+def _slices() -> Iterator[Case]:
+    x = signed(2, 5, 6)
+    yield from _moved("slice-attributes", "y = Slice<starts=[1,0],ends=[4,-1],axes=[1,2]>(x)", x, opset=9)
+    yield from _moved("slice-attributes-no-axes", "y = Slice<starts=[0,1],ends=[2,3]>(x)", x, opset=9)
+
+    def case(
+        name: str, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None, **o: Any
+    ) -> Any:
+        constants = {"starts": starts, "ends": ends}
+        constants |= {} if axes is None else {"axes": axes}
+        constants |= {} if steps is None else {"steps": steps}
+        text = "y = Slice(x, starts, ends" + (", axes" if axes is not None else ', ""' if steps is not None else "")
+        return _moved(f"slice{name}", text + (", steps)" if steps is not None else ")"), x, constants, **o)
+
+    far = 2**62
+    yield from case("", ints(1), ints(4), ints(1), opset=(10, 11, 13))
+    yield from case("-no-axes", ints(0, 2), ints(2, 4))
+    yield from case("-negative-bounds", ints(-4, -3), ints(-1, far), ints(1, 2))
+    yield from case("-negative-axes", ints(1), ints(3), ints(-1))
+    yield from case("-steps", ints(1, 0), ints(far, far), ints(2, 1), ints(2, 3))
+    yield from case("-reversed", ints(-1), ints(-far), ints(2), ints(-1))
+    yield from case("-reversed-steps", ints(-1, 4), ints(-far, 0), ints(2, 1), ints(-2, -3))
+    yield from case("-out-of-range", ints(-99), ints(99), ints(1))
+    yield from case("-steps-no-axes", ints(0, 0, 1), ints(2, 9, 9), None, ints(1, 2, 2))
+    yield from case("-int32", np.array([1], np.int32), np.array([4], np.int32), np.array([2], np.int32))
+
+
+def pads() -> Iterator[Case]:
+    """Pad in every mode."""
+    x = signed(2, 3, 4)
+    old = "y = Pad<pads=[0,1,2,0,0,1]{}>(x)"
+    yield from _moved("pad-attribute", old.format(""), x, opset=9)
+    yield from _moved("pad-attribute-value", old.format(",value=-1.5"), x, opset=9)
+    yield from _moved("pad-attribute-reflect", old.format(',mode="reflect"'), x, opset=9)
+    yield from _moved("pad-attribute-edge", old.format(',mode="edge"'), x, opset=9)
+    amounts = {"p": ints(0, 1, 2, 0, 0, 1)}
+    yield from _moved("pad", "y = Pad(x, p)", x, amounts, opset=(11, 13, 18, 19, 21))
+    yield from _moved("pad-value", "y = Pad(x, p, v)", x, amounts | {"v": float0(2.5)})
+    yield from _moved("pad-negative", "y = Pad(x, p)", x, {"p": ints(0, -1, 2, 0, 1, -2)})
+    yield from _moved("pad-reflect", 'y = Pad<mode="reflect">(x, p)', x, {"p": ints(0, 2, 3, 0, 1, 2)}, opset=(11, 18))
+    yield from _moved("pad-edge", 'y = Pad<mode="edge">(x, p)', x, {"p": ints(1, 2, 3, 0, 1, 6)}, opset=(11, 18))
+    yield from _moved("pad-wrap", 'y = Pad<mode="wrap">(x, p)', x, {"p": ints(0, 2, 3, 0, 1, 2)}, opset=19)
+    axes = {"p": ints(1, 2, 0, 1), "axes": ints(2, 1)}
+    yield from _moved("pad-axes", 'y = Pad(x, p, "", axes)', x, axes, opset=18)
+    axes = {"p": ints(1, 2), "axes": ints(-1)}
+    yield from _moved("pad-axes-edge", 'y = Pad<mode="edge">(x, p, "", axes)', x, axes, opset=18)
+    image = signed(3, 2, 3, 3, declared=("N", 2, 3, 3))
+    yield from _moved("pad-reflect-image", 'y = Pad<mode="reflect">(x, p)', image, {"p": ints(0, 0, 1, 2, 0, 0, 2, 1)})
+    yield from _moved("pad-dynamic-batch", "y = Pad(x, p)", image, {"p": ints(0, 0, 1, 2, 0, 0, 0, 1)})
+
+
+def resizes() -> Iterator[Case]:
+    """Resize and Upsample: nearest, linear; cubic and antialiased ones may be refused."""
+    image = signed(1, 2, 4, 5)
+
+    def case(name: str, attributes: str, x: Values = image, **o: Any) -> Iterator[Case]:
+        scales, sizes = o.pop("scales", None), o.pop("sizes", None)
+        constants = {"scales": float32s(*scales)} if scales else {"sizes": ints(*sizes)}
+        target = "scales" if scales else '"", sizes'
+        text = f'y = Resize<{attributes}>(x, "", {target})'
+        options: dict[str, Any] = {"role": "linear", "linear": True, **o}
+        yield from cases(f"resize-{name}", text, {"x": x}, constants, **options)
+
+    double = (1.0, 1.0, 2.0, 2.0)
+    yield from case("nearest", 'mode="nearest"', scales=double, opset=(13, 18, 19))
+    text = 'y = Resize<mode="{}">(x, scales)'
+    for mode in ("nearest", "linear"):
+        scale = {"scales": float32s(*double)}
+        yield from cases(
+            f"resize-{mode}-10", text.format(mode), {"x": image}, scale, opset=10, role="linear", linear=True
+        )
+    roi = {"roi": float32s(), "scales": float32s(*double)}
+    yield from cases(
+        "resize-nearest-11", 'y = Resize<mode="nearest">(x, roi, scales)', {"x": image}, roi, opset=11,
+        role="linear", linear=True,
+    )  # fmt: skip
+    torch_nearest = 'mode="nearest",coordinate_transformation_mode="asymmetric",nearest_mode="floor"'
+    yield from case("nearest-torch", torch_nearest, scales=double)
+    yield from case("nearest-sizes", torch_nearest, sizes=(1, 2, 7, 9))
+    yield from case("nearest-down", torch_nearest, sizes=(1, 2, 2, 3))
+    yield from case("nearest-thirds", torch_nearest, scales=(1.0, 1.0, 3.0, 1.0))
+    for mode in ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil"):
+        for transform in ("asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel"):
+            attributes = f'mode="nearest",coordinate_transformation_mode="{transform}",nearest_mode="{mode}"'
+            yield from case(f"nearest-{transform}-{mode}", attributes, sizes=(1, 2, 7, 8))
+    for transform in ("half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel"):
+        attributes = f'mode="linear",coordinate_transformation_mode="{transform}"'
+        yield from case(f"linear-{transform}-scales", attributes, scales=double, opset=(13, 18))
+        yield from case(f"linear-{transform}-sizes", attributes, sizes=(1, 2, 7, 8))
+        yield from case(f"linear-{transform}-down", attributes, sizes=(1, 2, 3, 2))
+    yield from case(
+        "linear-to-one", 'mode="linear",coordinate_transformation_mode="pytorch_half_pixel"', sizes=(1, 2, 1, 1)
+    )
+    yield from case("linear-fraction", 'mode="linear"', scales=(1.0, 1.0, 1.5, 0.7))
+    symmetric = 'mode="linear",coordinate_transformation_mode="half_pixel_symmetric"'
+    yield from case("linear-symmetric", symmetric, scales=(1.0, 1.0, 1.6, 1.3), opset=19, optional=True)
+    yield from case("linear-1d", 'mode="linear"', signed(2, 2, 5), sizes=(2, 2, 8))
+    yield from case("linear-3d", 'mode="linear"', signed(1, 1, 2, 3, 3), scales=(1.0, 1.0, 2.0, 2.0, 1.0))
+    yield from case("nearest-1d", 'mode="nearest"', signed(2, 2, 5), scales=(1.0, 1.0, 2.0))
+    yield from case("nearest-3d", 'mode="nearest"', signed(1, 1, 2, 3, 2), scales=(1.0, 1.0, 2.0, 1.0, 2.0))
+    dynamic = signed(3, 2, 3, 3, declared=("N", 2, 3, 3))
+    yield from case("nearest-dynamic-batch", torch_nearest, dynamic, scales=double)
+    yield from case("linear-dynamic-batch", 'mode="linear"', dynamic, scales=double)
+    axes = 'y = Resize<mode="linear",axes=[2,3]>(x, "", scales)'
+    two = {"scales": float32s(2.0, 1.5)}
+    yield from cases("resize-linear-axes", axes, {"x": image}, two, opset=18, role="linear", linear=True)
+    yield from case("cubic", 'mode="cubic"', scales=double, optional=True)
+    yield from case("cubic-outside", 'mode="cubic",exclude_outside=1', sizes=(1, 2, 7, 8), optional=True)
+    yield from case("linear-antialias", 'mode="linear",antialias=1', sizes=(1, 2, 3, 2), opset=18, optional=True)
+    aspect = 'mode="linear",keep_aspect_ratio_policy="not_larger",axes=[2,3]'
+    yield from case("linear-aspect", aspect, sizes=(8, 8), opset=18, optional=True)
+    for mode in ("nearest", "linear"):
+        scale = {"scales": float32s(1.0, 1.0, 2.0, 3.0)}
+        text = f'y = Upsample<mode="{mode}">(x, scales)'
+        yield from cases(f"upsample-{mode}", text, {"x": image}, scale, opset=9, role="linear", linear=True)
+        text = f'y = Upsample<mode="{mode}",scales=[1.0,1.0,2.0,3.0]>(x)'
+        yield from cases(f"upsample-{mode}-attribute", text, {"x": image}, opset=7, role="linear", linear=True)
+
+
+# --------------------------------------------------------------------------- structure
+
+
+def shape_arithmetic() -> Iterator[Case]:
+    """What exporters leave around Reshape, Resize and Expand, with a dynamic batch."""
+    image = {"x": signed(3, 2, 4, 5, declared=("N", 2, 4, 5))}
+    options: dict[str, Any] = {"role": "structure", "linear": True}
+    zero, minus = {"zero": int0(0)}, {"minus": ints(-1)}
+    yield from cases(
+        "shape-flatten", "s = Shape(x); n = Gather(s, zero); u = Unsqueeze<axes=[0]>(n); k = Concat<axis=0>(u, minus);"
+        " y = Reshape(x, k)", image, zero | minus, opset=11, declared=("N", 40), **options,
+    )  # fmt: skip
+    yield from cases(
+        "shape-flatten-13", "s = Shape(x); n = Gather(s, zero); u = Unsqueeze(n, a); k = Concat<axis=0>(u, minus);"
+        " y = Reshape(x, k)", image, zero | minus | {"a": ints(0)}, **options,
+    )  # fmt: skip
+    yield from cases(
+        "shape-shuffle", "s = Shape(x); n = Slice(s, z, o); k = Concat<axis=0>(n, g); t = Reshape(x, k);"
+        " p = Transpose<perm=[0,2,1,3,4]>(t); q = Concat<axis=0>(n, h); y = Reshape(p, q)",
+        {"x": signed(2, 4, 2, 3, declared=("N", 4, 2, 3))},
+        {"z": ints(0), "o": ints(1), "g": ints(2, 2, 2, 3), "h": ints(4, 2, 3)}, **options,
+    )  # fmt: skip
+    yield from cases(
+        "shape-start-end", "n = Shape<start=0,end=1>(x); k = Concat<axis=0>(n, r); y = Reshape(x, k)",
+        image, {"r": ints(-1)}, **options,
+    )  # fmt: skip
+    yield from cases(
+        "shape-resize",
+        "s = Shape(x); hw = Slice(s, two, four); f = Cast<to=1>(hw); g = Mul(f, scale); h = Floor(g);"
+        ' i = Cast<to=7>(h); nc = Slice(s, nil, two); k = Concat<axis=0>(nc, i);'
+        ' y = Resize<mode="linear">(x, "", "", k)',
+        image, {"two": ints(2), "four": ints(4), "nil": ints(0), "scale": float32s(1.7, 2.0)}, **options,
+    )  # fmt: skip
+    yield from cases(
+        "shape-halve", "s = Shape(x); h = Gather(s, two); d = Div(h, half); u = Unsqueeze(d, a);"
+        " y = Slice(x, nil, u, ax)", image,
+        {"two": int0(2), "half": int0(2), "a": ints(0), "nil": ints(0), "ax": ints(2)}, **options,
+    )  # fmt: skip
+    yield from cases(
+        "shape-expand", "s = Shape(x); n = Gather(s, i); k = Concat<axis=0>(n, r);"
+        " e = Expand(w, k); y = Concat<axis=1>(x, e)",
+        {"x": signed(3, 2, 4, declared=("N", 2, 4))}, {"i": ints(0), "r": ints(1, 4), "w": signed(1, 1, 4)}, **options,
+    )  # fmt: skip
+    yield from cases(
+        "shape-expand-torch",
+        "n = Size(k0); u = Unsqueeze(n, a); o = ConstantOfShape<value = int64[1] {1}>(u); m = Mul(o, minus);"
+        " e = Equal(k0, m); k = Where(e, o, k0); y = Expand(x, k)",
+        {"x": signed(3, 1, 4, declared=("N", 1, 4))}, {"k0": ints(-1, 5, 4), "a": ints(0), "minus": ints(-1)},
+        **options,
+    )  # fmt: skip
+    yield from cases(
+        "shape-range", "s = Shape(x); c = Gather(s, three); i = Range(zero, c, two); y = Gather<axis=3>(x, i)",
+        image, {"three": int0(3), "zero": int0(0), "two": int0(2)}, **options,
+    )  # fmt: skip
+    yield from cases(
+        "shape-size", "n = Size(x); d = Div(n, forty); u = Unsqueeze(d, a); k = Concat<axis=0>(u, r);"
+        " y = Reshape(x, k)", image, {"forty": int0(40), "a": ints(0), "r": ints(40)}, **options,
+    )  # fmt: skip
+    yield from cases(
+        "shape-zeros", "s = Shape(x); z = ConstantOfShape<value = TENSOR[1] {0.5}>(s); y = Sub(x, z)", image, **options
+    )
+    yield from cases(
+        "shape-pad", "s = Shape(x); h = Gather(s, i); m = Mod(h, three); d = Sub(three, m);"
+        " z = Concat<axis=0>(o, d, o); p = Concat<axis=0>(z, z); y = Pad(x, p)",
+        {"x": signed(3, 2, 4, declared=("N", 2, 4))}, {"i": ints(1), "three": ints(3), "o": ints(0)}, **options,
+    )  # fmt: skip
+
+
+def structures() -> Iterator[Case]:
+    """Graphs on which the peers fail: reuse, sharing, branches, hidden constants."""
+    image = {"x": signed(2, 2, 4, 4)}
+    one, two = {"w": signed(2, 2, 3, 3)}, {"w": signed(2, 2, 3, 3), "v": signed(2, 2, 1, 1)}
+    options: dict[str, Any] = {"role": "structure"}
+    same = "<pads=[1,1,1,1]>"
+    text = f"r = Relu(x); a = Conv{same}(r, w); b = Conv(r, v); y = Add(a, b)"
+    yield from cases("relu-used-twice", text, {"x": away(2, 2, 4, 4)}, two, **options)
+    shared = f"t = Conv{same}(x, w); h = Tanh(t); y = Conv{same}(h, w)"
+    yield from cases("weight-shared", shared, image, one, **options)
+    text = "t = Gemm(x, w, b); h = Tanh(t); y = Gemm<transB=1>(h, w, b)"
+    yield from cases(
+        "weight-shared-transposed", text, {"x": signed(3, 4)}, {"w": signed(4, 4), "b": signed(4)}, **options
+    )
+    text = f"a = Conv{same}(x, w); b = Conv(x, v); p = Tanh(a); q = Sigmoid(b); y = Concat<axis=1>(p, q)"
+    yield from cases("branch-and-join", text, image, two, **options)
+    residual = f"a = Conv{same}(x, w); h = Tanh(a); b = Conv{same}(h, w); s = Add(b, x); y = Softplus(s)"
+    yield from cases("residual", residual, image, one, **options)
+    dense = f"a = Conv{same}(x, w); c = Concat<axis=1>(x, a); y = Conv(c, k)"
+    yield from cases("dense-block", dense, image, one | {"k": signed(3, 4, 1, 1)}, linear=True, **options)
+    text = f"h = Conv{same}(x, w); t = Tanh(h); y = Conv(t, v)"
+    yield from cases("output-also-consumed", text, image, two, outputs=("t", "y"), **options)
+    yield from cases("output-also-consumed-twice", text, image, two, outputs=("h", "t", "y"), **options)
+    text = f"[c1] h = Conv{same}(x, w)\n [act] t = Tanh(h)\n [c2] y = Conv(t, v)"
+    yield from cases("nodes-named", text, image, two, **options)
+    pair = {"a": signed(2, 3), "b": signed(2, 3)}
+    yield from cases("two-inputs", "t = Tanh(a); y = Mul(t, b)", pair, **options)
+    yield from cases("input-unused", "y = Tanh(a)", pair, **options)
+    yield from cases("two-outputs", "y = Tanh(a); z = Mul(a, b)", pair, outputs=("y", "z"), **options)
+    yield from cases("output-is-input", "y = Identity(a); z = Tanh(a)", pair, outputs=("y", "z"), **options)
+    yield from cases("dead-branch", "y = Tanh(a); d = Exp(b); e = Neg(d)", pair, **options)
+    weight = "w = Constant<value = TENSOR[2,3] {1.0,-2.0,0.5,0.25,3.0,-1.0}>(); t = MatMul(x, w); y = Tanh(t)"
+    yield from cases("weight-constant-node", weight, {"x": signed(3, 2)}, **options)
+    text = "s = Constant<value_ints=[3,2,1,1]>(); w = ConstantOfShape<value = TENSOR[1] {0.7}>(s); y = Conv(x, w)"
+    yield from cases("weight-constant-of-shape", text, image, linear=True, **options)
+    text = f"u = Identity(w); a = Conv{same}(x, u); h = Tanh(a); y = Conv{same}(h, w)"
+    yield from cases("weight-identity", text, image, one, **options)
+    text = "u = Transpose<perm=[1,0]>(w); v = Mul(u, s); y = MatMul(x, v)"
+    computed = {"w": signed(4, 3), "s": signed(4)}
+    yield from cases("weight-computed", text, {"x": signed(2, 3)}, computed, linear=True, **options)
+    text = "u = Reshape(w, s); y = Conv(x, u)"
+    yield from cases("weight-reshaped", text, image, {"w": signed(3, 2), "s": ints(3, 2, 1, 1)}, linear=True, **options)
+    old: dict[str, Any] = {"opset": 9, "ir_version": 3, "as_inputs": True}
+    yield from cases("initializers-are-inputs", "t = Gemm(x, w, b); y = Tanh(t)", {"x": signed(3, 4)}, {
+        "w": signed(4, 2), "b": signed(2)}, **options, **old)  # fmt: skip
+    text = "t = Reshape(x, s); y = Gemm(t, w, b)"
+    more: dict[str, Any] = {"s": ints(2, 4), "w": signed(4, 3), "b": signed(3)}
+    yield from cases("shape-is-input", text, {"x": signed(2, 2, 2)}, more, **options, **old)
+    swish = '<domain: "local", opset_import: ["": 17]> Gate (v) => (o) { s = Sigmoid(v)\n o = Mul(v, s) }'
+    yield from cases("local-function", "t = local.Gate(x); y = local.Gate(t)", image, functions=(swish,), **options)
+    yield from _networks()
+
+
+def _networks() -> Iterator[Case]:
+    """Small whole networks: a chain as in VGG, a block as in ResNet, one as in MobileNet, a decoder."""
+    image = {"x": signed(2, 2, 8, 8, declared=("N", 2, 8, 8))}
+    options: dict[str, Any] = {"role": "structure", "rtol": 3e-5, "reason": "a chain of several float32 sums"}
+    constants = {"w": signed(4, 2, 3, 3), "b": signed(4), "f": signed(64, 3), "c": signed(3)}
+    yield from cases(
+        "network-vgg", "a = Conv<pads=[1,1,1,1]>(x, w, b); h = Relu(a);"
+        " p = MaxPool<kernel_shape=[2,2],strides=[2,2]>(h); v = Flatten(p); y = Gemm(v, f, c)",
+        image, constants, **options,
+    )  # fmt: skip
+    norm = {"s": positive(4), "t": signed(4), "m": signed(4), "v": positive(4)}
+    yield from cases(
+        "network-resnet",
+        "a = Conv<pads=[1,1,1,1],strides=[2,2]>(x, w); n = BatchNormalization(a, s, t, m, v); h = Relu(n);"
+        " q = Conv<pads=[1,1,1,1]>(h, w2); o = BatchNormalization(q, s, t, m, v); d = Conv<strides=[2,2]>(x, k);"
+        " e = Add(o, d); r = Relu(e); g = GlobalAveragePool(r); l = Flatten(g); y = Gemm(l, f, c)",
+        image, norm | {"w": signed(4, 2, 3, 3), "w2": signed(4, 4, 3, 3), "k": signed(4, 2, 1, 1), "f": signed(4, 3),
+                       "c": signed(3)}, **options,
+    )  # fmt: skip
+    yield from cases(
+        "network-mobilenet",
+        "a = Conv(x, w); h = HardSwish(a); d = Conv<group=4,pads=[1,1,1,1],strides=[2,2]>(h, k);"
+        " c = Clip(d, zero, six); g = ReduceMean<axes=[2,3],keepdims=1>(c); z = Conv(g, u);"
+        " s = HardSigmoid(z); m = Mul(c, s); o = ReduceMean<axes=[2,3],keepdims=0>(m); y = MatMul(o, f)",
+        image, {"w": signed(4, 2, 1, 1), "k": signed(4, 1, 3, 3), "u": signed(4, 4, 1, 1), "f": signed(4, 3),
+                "zero": float0(0.0), "six": float0(6.0)}, **options,
+    )  # fmt: skip
+    yield from cases(
+        "network-decoder",
+        "a = Conv<pads=[1,1,1,1],strides=[2,2]>(x, w); h = LeakyRelu<alpha=0.1>(a);"
+        ' u = ConvTranspose<strides=[2,2]>(h, k); e = Concat<axis=1>(u, x); i = InstanceNormalization(e, s, t);'
+        ' y = Resize<mode="nearest">(i, "", z)',
+        image, {"w": signed(4, 2, 3, 3), "k": signed(4, 2, 2, 2), "s": signed(4), "t": signed(4),
+                "z": float32s(1.0, 1.0, 2.0, 2.0)}, **options,
+    )  # fmt: skip
+
+
+def _table() -> tuple[Case, ...]:
+    families = (
+        convolutions, transposed_convolutions, dense_layers, max_pools, average_pools, normalizations, activations,
+        arithmetic, selections, reductions, shapes, partitions, pads, resizes, shape_arithmetic, structures,
+    )  # fmt: skip
+    table = tuple(case for family in families for case in family())
+    names = [case.name for case in table]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"two cases share a name: {repeated}")
+    return table
+
+
+CASES: tuple[Case, ...] = _table()
+
+
+# --------------------------------------------------------------------------- drawn geometry
+
+
+def _attribute(name: str, values: Sequence[int]) -> str:
+    return f"{name}=[{','.join(map(str, values))}]"
+
+
+@st.composite
+def drawn_windows(draw: st.DrawFn, operator: str) -> Case:
+    """A Conv, ConvTranspose, MaxPool or AveragePool of drawn rank, kernel, strides, dilations, pads and groups."""
+    rank = draw(st.sampled_from([1, 2, 2, 2, 3]))
+    axis = st.integers
+
+    def each(low: int, high: int) -> list[int]:
+        return draw(st.lists(axis(low, high), min_size=rank, max_size=rank))
+
+    size, kernel, strides = each(1, 6 if rank < 3 else 4), each(1, 3), each(1, 3)
+    dilations = each(1, 2) if operator != "AveragePool" else [1] * rank
+    pool = operator.endswith("Pool")
+    # ONNX Runtime wants a pool's pads smaller than its kernel.
+    begin = [draw(axis(0, k - 1 if pool else k)) for k in kernel]
+    end = [draw(axis(0, k - 1 if pool else k)) for k in kernel]
+    span = [(k - 1) * d + 1 for k, d in zip(kernel, dilations)]
+    attributes = [_attribute("strides", strides), _attribute("dilations", dilations), _attribute("pads", begin + end)]
+    if operator == "ConvTranspose":
+        extra = [draw(axis(0, s - 1)) for s in strides]
+        attributes.append(_attribute("output_padding", extra))
+        out = [(n - 1) * s + k + e - b - f for n, s, k, e, b, f in zip(size, strides, span, extra, begin, end)]
+    else:
+        out = [(n + b + e - k) // s + 1 for n, b, e, k, s in zip(size, begin, end, span, strides)]
+    assume(all(n >= 1 for n in out) and all(n + b + e >= k for n, b, e, k in zip(size, begin, end, span)))
+    if pool:
+        # A window that sees nothing but padding has no maximum and no mean.
+        for n, k, s, d, b, m in zip(size, kernel, strides, dilations, begin, out):
+            assume(all(any(0 <= p * s + t * d - b < n for t in range(k)) for p in range(m)))
+        return _drawn_pool(draw, operator, attributes, kernel, size)
+    group, batch = draw(axis(1, 3)), draw(axis(1, 2))
+    inner, outer = draw(axis(1, 2)), draw(axis(1, 2))
+    attributes.append(f"group={group}")
+    name = f"drawn-{operator.lower()}-{'-'.join(attributes)}-{size}-{kernel}-{inner}-{outer}"
+    weight = (outer * group, inner, *kernel) if operator == "Conv" else (inner * group, outer, *kernel)
+    constants = {"w": signed(*weight), "b": signed(outer * group)}
+    text = f"y = {operator}<{','.join(attributes)}>(x, w, b)"
+    return Case(name, text, {"x": signed(batch, inner * group, *size)}, constants, role="linear", linear=True)
+
+
+def _drawn_pool(draw: st.DrawFn, operator: str, attributes: list[str], kernel: list[int], size: list[int]) -> Case:
+    attributes = [a for a in attributes if operator == "MaxPool" or not a.startswith("dilations")]
+    attributes.append(_attribute("kernel_shape", kernel))
+    average = operator == "AveragePool"
+    if average:
+        attributes.append(f"count_include_pad={draw(st.integers(0, 1))}")
+    name = f"drawn-{operator.lower()}-{'-'.join(attributes)}-{size}"
+    x = signed(1, 2, *size) if average else distinct(1, 2, *size)
+    text = f"y = {operator}<{','.join(attributes)}>(x)"
+    return Case(name, text, {"x": x}, role="linear" if average else "selection", linear=average)
+
+
+@st.composite
+def drawn_resizes(draw: st.DrawFn) -> Case:
+    """A Resize, nearest or linear, between drawn sizes."""
+    size, target = draw(st.tuples(*[st.integers(1, 6)] * 2)), draw(st.tuples(*[st.integers(1, 8)] * 2))
+    transform = draw(st.sampled_from(["half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"]))
+    mode = draw(st.sampled_from(["nearest", "linear"]))
+    attributes = f'mode="{mode}",coordinate_transformation_mode="{transform}"'
+    if mode == "nearest":
+        attributes += f',nearest_mode="{draw(st.sampled_from(["floor", "ceil", "round_prefer_floor"]))}"'
+    text = f'y = Resize<{attributes}>(x, "", "", sizes)'
+    name = f"drawn-resize-{attributes}-{size}-{target}"
+    return Case(name, text, {"x": signed(1, 2, *size)}, {"sizes": ints(1, 2, *target)}, role="linear", linear=True)
+
+
+@st.composite
+def drawn_slices(draw: st.DrawFn) -> Case:
+    """A Slice of drawn bounds and steps in both directions."""
+    shape = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+    axes = draw(st.lists(st.integers(-len(shape), len(shape) - 1), min_size=1, max_size=len(shape)))
+    assume(len({a % len(shape) for a in axes}) == len(axes))
+    starts = [draw(st.integers(-7, 7)) for _ in axes]
+    ends = [draw(st.integers(-7, 7)) for _ in axes]
+    steps = [draw(st.sampled_from([-3, -2, -1, 1, 2, 3])) for _ in axes]
+    index: list[slice] = [slice(None)] * len(shape)
+    for a, start, end, step in zip(axes, starts, ends, steps):
+        # NumPy reads the bounds as ONNX does.
+        index[a] = slice(start, end, step)
+    assume(np.zeros(shape)[tuple(index)].size > 0)
+    constants = {"s": ints(*starts), "e": ints(*ends), "a": ints(*axes), "t": ints(*steps)}
+    name = f"drawn-slice-{shape}-{starts}-{ends}-{axes}-{steps}"
+    text = "y = Slice(x, s, e, a, t)"
+    return Case(name, text, {"x": signed(*shape)}, constants, role="rearrangement", linear=True)
+
+
+@st.composite
+def drawn_pads(draw: st.DrawFn) -> Case:
+    """A Pad in every mode, negative amounts with the constant mode."""
+    shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+    mode = draw(st.sampled_from(["constant", "reflect", "edge"]))
+    amounts = []
+    for _ in range(2):
+        for n in shape:
+            high = n - 1 if mode == "reflect" else 3
+            amounts.append(draw(st.integers(-1 if mode == "constant" else 0, high)))
+    half = len(shape)
+    assume(all(n + b + e >= 1 and b > -n and e > -n for n, b, e in zip(shape, amounts[:half], amounts[half:])))
+    name, text = f"drawn-pad-{mode}-{shape}-{amounts}", f'y = Pad<mode="{mode}">(x, p)'
+    return Case(name, text, {"x": signed(*shape)}, {"p": ints(*amounts)}, role="rearrangement", linear=True)
+
+
+def drawn_cases() -> st.SearchStrategy[Case]:
+    """Any of the above."""
+    windows = [drawn_windows(op) for op in ("Conv", "Conv", "ConvTranspose", "MaxPool", "AveragePool")]
+    return st.one_of(*windows, drawn_resizes(), drawn_slices(), drawn_pads())
