@@ -291,6 +291,12 @@ def vector_jacobian(model: ir.Model, composite: Composite, wrt: Sequence[str], o
     return builder.run_vjp()
 
 
+def relevance_of(model: ir.Model, composite: Composite, wrt: Sequence[str], output: str) -> ir.Model:
+    """As `vector_jacobian` for any composite: relevance that enters at `output` as ``<output>_cotangent``, of any values."""
+    builder = _Builder(model.clone(), composite, Options(wrt=wrt, logits=False), "custom", [output])
+    return builder.run_vjp()
+
+
 class _Builder:
     """The state of one build: what relevance has come to each value so far."""
 

@@ -466,26 +466,29 @@ def average_pools() -> Iterator[Case]:
 def normalizations() -> Iterator[Case]:
     """BatchNormalization in inference, InstanceNormalization, LRN, Softmax and their relatives."""
     statistics = {"s": signed(3), "b": signed(3), "m": signed(3), "v": positive(3)}
-    batch = "y = BatchNormalization<epsilon=0.01>(x, s, b, m, v)"
+    # 2^-7: a number whose float32, which is what the file keeps, is its decimal, too.
+    batch = "y = BatchNormalization<epsilon=0.0078125>(x, s, b, m, v)"
     for name, shape in {"-1d": (2, 3, 5), "": (2, 3, 4, 3), "-3d": (1, 3, 2, 2, 3), "-features": (4, 3)}.items():
         opsets: Sequence[int] = (7, 9, 14, 15, 17) if not name else (17,)
         yield from cases(
             f"batchnorm{name}", batch, {"x": signed(*shape)}, statistics, opset=opsets, role="linear", linear=True
         )
     yield from cases(
-        "batchnorm-behind-conv", "t = Conv<pads=[1,1,1,1]>(x, w); y = BatchNormalization(t, s, b, m, v)",
+        "batchnorm-behind-conv",
+        "t = Conv<pads=[1,1,1,1]>(x, w); y = BatchNormalization<epsilon=0.0078125>(t, s, b, m, v)",
         {"x": signed(2, 2, 4, 5)}, statistics | {"w": signed(3, 2, 3, 3)}, role="linear", linear=True,
     )  # fmt: skip
     yield from cases(
-        "batchnorm-before-conv", "t = BatchNormalization(x, s, b, m, v); y = Conv<pads=[1,1,1,1]>(t, w)",
+        "batchnorm-before-conv",
+        "t = BatchNormalization<epsilon=0.0078125>(x, s, b, m, v); y = Conv<pads=[1,1,1,1]>(t, w)",
         {"x": signed(2, 3, 4, 5)}, statistics | {"w": signed(2, 3, 3, 3)}, role="linear", linear=True,
     )  # fmt: skip
     yield from cases(
-        "batchnorm-behind-gemm", "t = Gemm(x, w, c); y = BatchNormalization(t, s, b, m, v)",
+        "batchnorm-behind-gemm", "t = Gemm(x, w, c); y = BatchNormalization<epsilon=0.0078125>(t, s, b, m, v)",
         {"x": signed(4, 5)}, statistics | {"w": signed(5, 3), "c": signed(3)}, role="linear", linear=True,
     )  # fmt: skip
     affine = {"s": signed(3), "b": signed(3)}
-    instance = "y = InstanceNormalization<epsilon=0.01>(x, s, b)"
+    instance = "y = InstanceNormalization<epsilon=0.0078125>(x, s, b)"
     for name, shape in {"-1d": (2, 3, 6), "": (2, 3, 3, 4), "-3d": (1, 3, 2, 3, 2)}.items():
         opsets = (9, 17, 22) if not name else (17,)
         yield from cases(
@@ -804,7 +807,7 @@ def _dropouts() -> Iterator[Case]:
     off = {"ratio": np.float32(0.4).reshape(()), "training": np.array(False)}
     yield from _moved("dropout-training-off", "y = Dropout(x, ratio, training)", x, off)
     yield from _moved("dropout-mask-unused", "y, mask = Dropout(x)", x, opset=(10, 13))
-    yield from _moved("dropout-mask-kept", "y, mask = Dropout(x)", x, others={"mask": TensorProto.BOOL}, opset=(10, 13))
+    yield from _moved("dropout-mask-kept", "y, mask = Dropout(x)", x, others={"mask": TensorProto.BOOL}, opset=(12, 13))
 
 
 def partitions() -> Iterator[Case]:
@@ -927,6 +930,11 @@ def resizes() -> Iterator[Case]:
         yield from cases(
             f"resize-{mode}-10", text.format(mode), {"x": image}, scale, opset=10, role="linear", linear=True
         )
+    # Between opset 10 and 11 the default coordinates changed: a fraction tells them apart for nearest, too.
+    scale = {"scales": float32s(1.0, 1.0, 1.6, 2.5)}
+    yield from cases(
+        "resize-nearest-10-fraction", text.format("nearest"), {"x": image}, scale, opset=10, role="linear", linear=True
+    )
     roi = {"roi": float32s(), "scales": float32s(*double)}
     yield from cases(
         "resize-nearest-11", 'y = Resize<mode="nearest">(x, roi, scales)', {"x": image}, roi, opset=11,
@@ -971,6 +979,9 @@ def resizes() -> Iterator[Case]:
         scale = {"scales": float32s(1.0, 1.0, 2.0, 3.0)}
         text = f'y = Upsample<mode="{mode}">(x, scales)'
         yield from cases(f"upsample-{mode}", text, {"x": image}, scale, opset=9, role="linear", linear=True)
+        scale = {"scales": float32s(1.0, 1.0, 1.6, 2.5)}
+        text = f'y = Upsample<mode="{mode}">(x, scales)'
+        yield from cases(f"upsample-{mode}-fraction", text, {"x": image}, scale, opset=9, role="linear", linear=True)
         text = f'y = Upsample<mode="{mode}",scales=[1.0,1.0,2.0,3.0]>(x)'
         yield from cases(f"upsample-{mode}-attribute", text, {"x": image}, opset=7, role="linear", linear=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
+from math import erf
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,26 @@ class MaxPool(OpRun):
         return y, indices
 
 
+class Erf(OpRun):
+    """onnx's rounds to float32."""
+
+    op_domain = ""
+
+    def _run(self, x: Array) -> tuple[Array, ...]:
+        return (np.vectorize(erf, otypes=[x.dtype])(x),)
+
+
+class Gelu(OpRun):
+    """onnx's is expanded into the Erf that rounds."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, approximate: str | None = None) -> tuple[Array, ...]:
+        inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+        shape = np.tanh(inner) if approximate == "tanh" else np.vectorize(erf, otypes=[x.dtype])(x / np.sqrt(2.0))
+        return ((0.5 * x * (1 + shape)).astype(x.dtype),)
+
+
 class GlobalMaxPool(OpRun):
     """onnx's reduces the wrong axes except in 2-D."""
 
@@ -296,8 +317,8 @@ class Pad(Pad_18):
 
 
 REPLACED: tuple[type[OpRun], ...] = (
-    BatchNormalization, ConvTranspose, GlobalMaxPool, LogSoftmax, LRN, MaxPool, Mean, MeanVarianceNormalization, Pad,
-    Resize, Softmax, Upsample,
+    BatchNormalization, ConvTranspose, Erf, Gelu, GlobalMaxPool, LogSoftmax, LRN, MaxPool, Mean,
+    MeanVarianceNormalization, Pad, Resize, Softmax, Upsample,
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -182,7 +182,7 @@ class Recorded:
         x = self._node("Flatten", [x], "head.flatten", axis=1)
         return self._node("Gemm", [x, f"{name}.weight", f"{name}.bias"], name, output="logits", transB=1)
 
-    def _node(self, op: str, inputs: list[str], name: str, output: str = "", **attributes: object) -> str:
+    def _node(self, op: str, inputs: list[str], name: str, output: str = "", **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, inputs, [output or name], name=name, **attributes))
         return output or name
 
@@ -278,7 +278,7 @@ def logits(model: onnx.ModelProto, images: npt.NDArray[np.uint8]) -> npt.NDArray
 
 def softmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Probabilities over the last axis."""
-    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    powers: npt.NDArray[np.float32] = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
+from onnx_explain.errors import MethodError
 from onnx_explain.ir import composite
 from onnx_explain.ir.composite import CompositeNode, expansion
 from onnx_explain.ir.emit import Emitter
@@ -242,7 +243,7 @@ def _numerator(op: Emitter, node: CompositeNode, role: Linear, term: dict[str, A
     if term["x"] == "1":
         return back
     if term["x"] in ("low", "high"):
-        bound = _bound(op, x, node.rule[term["x"]])
+        bound = op.constant(spread_bound(node.rule[term["x"]], x), like=x)
         product = op.Mul(bound, back)
     else:
         product = op.Mul(_input(op, node, role, term["x"]), back)
@@ -258,7 +259,7 @@ def _input(op: Emitter, node: CompositeNode, role: Linear, version: str) -> Valu
         return negative(op, x)
     if version in ("1", "low", "high"):
         # one sample stands for all: its image under L is a constant of the weights, which the runtime folds
-        one = np.ones(sizes(x)) if version == "1" else np.broadcast_to(_spread(node.rule[version], rank(x)), sizes(x))
+        one = np.ones(sizes(x)) if version == "1" else np.broadcast_to(spread_bound(node.rule[version], x), sizes(x))
         return _constant_like(op, np.asarray(one), x)
     return x
 
@@ -275,14 +276,18 @@ def _constant_like(op: Emitter, array: Any, x: Value) -> Value:
     return value
 
 
-def _spread(bound: Any, n: int) -> Any:
-    """A bound per channel on axis 1, or a scalar."""
-    array = np.asarray(bound, dtype=np.float64)
-    return array.reshape([1, -1, *[1] * (n - 2)]) if array.ndim else array.reshape([1] * n)
+def spread_bound(bound: Any, x: Value) -> Any:
+    """A bound as an array that broadcasts over x: a scalar, or one number per channel on axis 1.
 
-
-def _bound(op: Emitter, x: Value, bound: Any) -> Value:
-    return op.constant(_spread(bound, rank(x)), like=x)
+    A flattened picture has its channels one behind the other: each bound then serves its channel's run.
+    """
+    array, n = np.asarray(bound, dtype=np.float64), rank(x)
+    if array.ndim == 0:
+        return array.reshape([1] * n)
+    channels = sizes(x)[1] if n > 1 else 1
+    if array.ndim != 1 or channels % len(array):
+        raise MethodError(f"The bounds are {array.size} numbers, but {x.name!r} has {channels} channels; give one number, or one per channel.")
+    return np.repeat(array, channels // len(array)).reshape([1, -1, *[1] * (n - 2)])
 
 
 def _weight(op: Emitter, node: CompositeNode, role: Linear, version: str) -> Value | None:

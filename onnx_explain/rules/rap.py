@@ -18,7 +18,7 @@ from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Value, rank
 from onnx_explain.operators.roles import Linear, Rearrangement, Selection, Sum, reduce_like
 from onnx_explain.rules import gradient
-from onnx_explain.rules.lrp import Bounds, version_of
+from onnx_explain.rules.lrp import Bounds, spread_bound, version_of
 from onnx_explain.rules.share import Rule, Shares, Step, linear_of, negative, per_sample, positive, role_of, safe_divide, sizes
 
 _TINY = 1e-30  # keeps quotients finite where the denominator is zero: what they are multiplied by is zero there
@@ -63,7 +63,7 @@ def _expand_hidden(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     role = linear_of(node.node)
     x = node.node.input(role.data)
     if node.rule["x_nonnegative"]:
-        shares, lost = _nonnegative(op, node, role)
+        shares, lost = _nonnegative(op, node, role) if node.rule["joint"] else _released(op, node, role, x)
     elif node.rule["joint"]:
         shares, lost = _joint(op, node, role)
     else:
@@ -300,9 +300,7 @@ def _expand_box(op: Emitter, node: CompositeNode) -> Sequence[Value]:
 
 
 def _bound(op: Emitter, x: Value, bound: Any) -> Value:
-    array = np.asarray(bound, dtype=np.float64)
-    n = rank(x)
-    return op.constant(array.reshape([1, -1, *[1] * (n - 2)]) if array.ndim else array.reshape([1] * n), like=x)
+    return op.constant(spread_bound(bound, x), like=x)
 
 
 def _corner(op: Emitter, role: Linear, x: Value, bound: Value, w: Value, given: Any) -> Value:
