@@ -249,10 +249,15 @@ DENSE = Selector(role=Linear, kind="weighted", operators=_DENSE)
 
 
 def _others(
-    epsilon: float, *, batch_norm: BatchNorm, sums: Literal["signed", "absolute"], products: Literal["uniform", "signal"]
+    epsilon: float,
+    *,
+    batch_norm: BatchNorm,
+    sums: Literal["signed", "absolute"],
+    products: Literal["uniform", "signal"],
+    zero_bias: bool = False,
 ) -> tuple[Assignment, ...]:
     """What all LRP composites do apart from weighted operators (methods.md §5, "Other nodes")."""
-    normalisation = lrp.norm(epsilon) if batch_norm != "pass" else lrp.passing
+    normalisation = lrp.norm(epsilon, zero_bias=zero_bias) if batch_norm != "pass" else lrp.passing
     return (
         Assignment(Selector(role=Linear, kind="average"), lrp.norm(epsilon), "ε"),
         Assignment(Selector(role=Linear, kind="scale"), lrp.passing, "pass"),
@@ -272,10 +277,12 @@ def lrp_composite(
     batch_norm: BatchNorm = "fold",
     sums: Literal["signed", "absolute"] = "signed",
     products: Literal["uniform", "signal"] = "uniform",
+    zero_bias: bool = False,
 ) -> Composite:
     """An LRP composite from (selector, rule, label) rows for weighted operators; all other roles as usual."""
     rows = tuple(Assignment(*row) for row in weighted)
-    return Composite(rows + _others(epsilon, batch_norm=batch_norm, sums=sums, products=products), batch_norm)
+    others = _others(epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias)
+    return Composite(rows + others, batch_norm)
 
 
 _Options = dict[str, Any]
@@ -287,8 +294,8 @@ def _one_rule(name: str, summary: str, paper: str, make: Callable[..., Rule], la
     def build(**options: Any) -> Composite:
         merged = {**defaults, **options}
         shared = {k: merged.pop(k) for k in ("batch_norm", "sums", "products")}
-        epsilon = merged.get("epsilon", 1e-6)
-        return lrp_composite((WEIGHTED, make(**merged), label), epsilon=epsilon, **shared)
+        others = {"epsilon": merged.get("epsilon", 1e-6), "zero_bias": merged.get("zero_bias", False)}
+        return lrp_composite((WEIGHTED, make(**merged), label), **others, **shared)
 
     defaults: _Options = {**extra, "batch_norm": "fold", "sums": "signed", "products": "uniform"}
     METHODS[name] = Method(name, summary, paper, build, options=defaults, conserves=conserves)
@@ -306,7 +313,7 @@ _one_rule("lrp-w-square", "in proportion to squared weights", _MONTAVON, lrp.w_s
 @register_method("lrp-epsilon-plus", "z⁺ on convolutions, ε on dense layers", _OVERVIEW)
 def _epsilon_plus(epsilon: float = 1e-6, zero_bias: bool = False, batch_norm: BatchNorm = "fold", sums: Any = "signed", products: Any = "uniform") -> Composite:
     rows = ((DENSE, lrp.epsilon(epsilon, zero_bias=zero_bias), "ε"), (WEIGHTED, lrp.z_plus(epsilon, zero_bias=zero_bias), "z⁺"))
-    return lrp_composite(*rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products)
+    return lrp_composite(*rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias)
 
 
 @register_method("lrp-epsilon-plus-flat", "flat on the first layer, z⁺ on convolutions, ε on dense layers", _OVERVIEW)
@@ -316,7 +323,7 @@ def _epsilon_plus_flat(epsilon: float = 1e-6, zero_bias: bool = False, batch_nor
         (DENSE, lrp.epsilon(epsilon, zero_bias=zero_bias), "ε"),
         (WEIGHTED, lrp.z_plus(epsilon, zero_bias=zero_bias), "z⁺"),
     )
-    return lrp_composite(*rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products)
+    return lrp_composite(*rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias)
 
 
 @register_method("lrp-epsilon-alpha2-beta1", "αβ on convolutions, ε on dense layers", _OVERVIEW)
@@ -325,7 +332,7 @@ def _epsilon_alpha2_beta1(alpha: float = 2.0, beta: float = 1.0, epsilon: float 
         (DENSE, lrp.epsilon(epsilon, zero_bias=zero_bias), "ε"),
         (WEIGHTED, lrp.alpha_beta(alpha, beta, epsilon, zero_bias=zero_bias), "αβ"),
     )
-    return lrp_composite(*rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products)
+    return lrp_composite(*rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias)
 
 
 @register_method("lrp-epsilon-alpha2-beta1-flat", "flat on the first layer, αβ on convolutions, ε on dense layers", _OVERVIEW)
@@ -335,7 +342,7 @@ def _epsilon_alpha2_beta1_flat(alpha: float = 2.0, beta: float = 1.0, epsilon: f
         (DENSE, lrp.epsilon(epsilon, zero_bias=zero_bias), "ε"),
         (WEIGHTED, lrp.alpha_beta(alpha, beta, epsilon, zero_bias=zero_bias), "αβ"),
     )
-    return lrp_composite(*rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products)
+    return lrp_composite(*rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias)
 
 
 @register_method("lrp-epsilon-gamma-box", "zᴮ on the first convolution, γ on convolutions, ε on dense layers", _OVERVIEW)
@@ -345,7 +352,7 @@ def _epsilon_gamma_box(low: Bounds = -3.0, high: Bounds = 3.0, gamma: float = 0.
         (DENSE, lrp.epsilon(epsilon, zero_bias=zero_bias), "ε"),
         (WEIGHTED, lrp.gamma(gamma, epsilon, zero_bias=zero_bias), "γ"),
     )
-    return lrp_composite(*rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products)
+    return lrp_composite(*rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias)
 
 
 @register_method(

@@ -23,9 +23,7 @@ from onnx_explain.operators.roles import (
     NoRelevance,
     Normalization,
     Pointwise,
-    Rearrangement,
     Role,
-    Selection,
     per_channel,
     zeros_like,
 )
@@ -527,18 +525,17 @@ class _Builder:
             return "gradient", gradient.adjoint(self.op, step)
         row = _assignment(self.composite, node)
         shares = row.rule(self.op, step)
-        if step.accounting and isinstance(step.role, (Rearrangement, Selection)) and not shares.absorbed:
+        if step.accounting and getattr(step.role, "leaks", False) and not shares.absorbed:
             shares = replace(shares, absorbed=self._dropped(step, shares))
         return row.label, shares
 
     def _dropped(self, step: Step, shares: Shares) -> list[Value]:
-        """What a rearrangement or selection sends to constants or into a border: it shrinks, so the difference says it."""
-        inactive = any(v is not None and v.dtype == step.node.y.dtype and i not in step.node.active for i, v in enumerate(step.node.inputs))
-        if not inactive and step.node.op_type != "Pad":
-            return []
-        parts = [self._per_sample(r) for r in step.rs if r is not None]
-        parts += [self.op.Neg(self._per_sample(r)) for r in shares.inputs.values()]
-        return parts
+        """What a rearrangement or selection leaves to constants or in a border: the difference says it."""
+        left = [self._per_sample(r) for r in step.rs if r is not None]
+        left += [self.op.Neg(self._per_sample(r)) for r in shares.inputs.values()]
+        for value in left:
+            value.shape = ir.Shape([self._samples(self.target)])
+        return left
 
     def _receive(self, node: _Node, step: Step, k: int, r: Value, shares: Shares) -> None:
         x = step.node.input(k)

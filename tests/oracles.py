@@ -423,8 +423,13 @@ def lrp_alpha_beta(x: Array, W: Array, b: Array, r: Array, alpha: float, beta: f
     return alpha * positive - beta * negative
 
 
-def lrp_gamma(x: Array, W: Array, b: Array, r: Array, gamma: float, epsilon: float = 1e-6) -> Array:
-    """Favour what agrees with z's sign: z_ji + gamma [z_ji]+ where z_j > 0, + gamma [z_ji]- where z_j < 0, else 0."""
+def lrp_gamma(
+    x: Array, W: Array, b: Array, r: Array, gamma: float, epsilon: float = 1e-6, zero_bias: bool = False
+) -> Array:
+    """Favour what agrees with z's sign: z_ji + gamma [z_ji]+ where z_j > 0, + gamma [z_ji]- where z_j < 0, else 0.
+
+    `zero_bias` drops b from the denominators; the sign of z = W x + b still decides.
+    """
     z = W * x
     total = z.sum(1) + b
     received = np.zeros_like(x)
@@ -433,8 +438,8 @@ def lrp_gamma(x: Array, W: Array, b: Array, r: Array, gamma: float, epsilon: flo
             continue
         favoured = plus if total[j] > 0 else minus
         parts = z[j] + gamma * favoured(z[j])
-        whole = parts.sum() + b[j] + gamma * favoured(b[j])
-        received += shared(parts[None], whole[None], r[j : j + 1], epsilon)
+        whole = parts.sum() + (0.0 if zero_bias else b[j] + gamma * favoured(b[j]))
+        received += shared(parts[None], np.array([whole]), r[j : j + 1], epsilon)
     return received
 
 

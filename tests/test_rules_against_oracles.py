@@ -199,6 +199,7 @@ SINGLE = [
     Chain("conv-no-bias", (1, 2, 4, 5), (conv((3, 2, 3, 3), bias=False),)),
     Chain("conv-stride-asymmetric", (1, 2, 6, 5), (conv((3, 2, 3, 2), "strides=[2,2],pads=[1,0,2,1]"),)),
     Chain("conv-groups-dilated", (1, 4, 6, 6), (conv((4, 2, 3, 3), "group=2,dilations=[2,2],pads=[1,2,2,1]"),)),
+    Chain("conv-groups-stride", (1, 4, 5, 5), (conv((6, 2, 3, 3), "group=2,strides=[2,2],pads=[1,1,1,1]"),)),
     Chain("conv-depthwise", (1, 3, 4, 4), (conv((3, 1, 3, 3), "group=3,pads=[1,1,1,1]"),)),
     Chain("conv-1d", (1, 2, 8), (conv((3, 2, 3), "strides=[2]"),)),
     Chain("conv-3d", (1, 1, 3, 3, 3), (conv((2, 1, 2, 2, 2), ""),)),
@@ -314,7 +315,8 @@ def without_bias(rule: Rule) -> Rule:
 @pytest.mark.parametrize("name", ["epsilon", "gamma", "alpha2-beta1", "z-plus"])
 def test_zero_bias_leaves_the_bias_out_of_the_denominator(name: str) -> None:
     method, options, rule_of, epsilon = RULES[name]
-    rule = without_bias(rule_of(SIGNED[0], 0))
+    rule = rule_of(SIGNED[0], 0)
+    rule = partial(rule, zero_bias=True) if name == "gamma" else without_bias(rule)
     for chain in (SIGNED[0], RELU_NETS[0]):
         backward = partial(lrp_backward, rule_of=everywhere(rule), epsilon=epsilon)
         check(chain, backward, method, zero_bias=True, **options)

@@ -156,7 +156,7 @@ def captum_method(name: str, **options: Any) -> Callable[[nn.Module], Attribute]
 
 
 def zennit_module(name: str) -> Any:
-    """`zennit.<name>`, also where torchvision is absent: zennit's `__init__` imports it for its own ResNet canonizer."""
+    """`zennit.<name>`, also without torchvision, which zennit's `__init__` imports for its own ResNet canonizer."""
     if "zennit" not in sys.modules and importlib.util.find_spec("torchvision") is None:
         spec = importlib.util.find_spec("zennit")
         if spec is None:

@@ -109,7 +109,7 @@ def extremum(node: Operation) -> Selection:
                 shares[k] = reduce_like(op, won, x)
         return shares
 
-    return Selection(route)
+    return Selection(route, leaks=len(node.active) < len(node.inputs))
 
 
 def reduced_axes(node: Operation) -> list[int]:

@@ -15,14 +15,14 @@ from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.operators.roles import NoRelevance, Rearrangement, Role, reduce_like, room, zeros_like
 
 
-def _single(undo: Callable[[Emitter, Value], Value], node: Operation, data: int = 0) -> Rearrangement:
+def _single(undo: Callable[[Emitter, Value], Value], node: Operation, data: int = 0, *, leaks: bool = False) -> Rearrangement:
     """A rearrangement of one operand into one output."""
 
     def whole(op: Emitter, rs: Sequence[Value | None]) -> dict[int, Value]:
         r = rs[0]
         return {} if r is None else {data: op.typed(undo(op, r), node.input(data))}
 
-    return Rearrangement(whole)
+    return Rearrangement(whole, leaks)
 
 
 def _size(node: Operation, axis: int, value: Value | None = None) -> int:
@@ -91,7 +91,7 @@ def concat(node: Operation) -> Rearrangement:
             start = stop
         return shares
 
-    return Rearrangement(undo)
+    return Rearrangement(undo, leaks=len(node.active) < len(node.inputs))
 
 
 def _add(op: Emitter, a: Value, b: Value) -> Value:
@@ -222,7 +222,7 @@ def pad(node: Operation) -> Rearrangement:
                 r = scatter_axis(op, op.typed_rank(r, n), axis, sources, _size(node, axis))
         return r
 
-    return _single(undo, node)
+    return _single(undo, node, leaks=True)
 
 
 def padded_sources(size: int, before: int, after: int, mode: str) -> npt.NDArray[np.int64]:
@@ -348,4 +348,4 @@ def where(node: Operation) -> Rearrangement:
         shares = {1: op.Where(node.input(0), r, zero), 2: op.Where(node.input(0), zero, r)}
         return {k: reduce_like(op, op.typed(v, node.y), node.input(k)) for k, v in shares.items() if k in node.active}
 
-    return Rearrangement(undo)
+    return Rearrangement(undo, leaks=len(node.active) < 2)

@@ -69,19 +69,24 @@ class Pointwise:
 
 @dataclass(frozen=True)
 class Selection:
-    """y takes some of x's entries: `route(op, r)` gives each active operand's share, first maximum in row-major order."""
+    """y takes some of x's entries: `route(op, r)` gives each active operand's share, first maximum in row-major order.
+
+    `leaks`: a constant operand may win, and keep what it wins.
+    """
 
     route: Callable[[Emitter, Value], dict[int, Value]]
+    leaks: bool = False
 
 
 @dataclass(frozen=True)
 class Rearrangement:
     """y holds entries of x, moved or repeated: `undo(op, rs)` gives each active operand's share (repeats add up).
 
-    `rs` has one entry per output, None where no relevance came.
+    `rs` has one entry per output, None where no relevance came. `leaks`: some entries of y are constants or border.
     """
 
     undo: Callable[[Emitter, Sequence[Value | None]], dict[int, Value]]
+    leaks: bool = False
 
 
 @dataclass(frozen=True)

@@ -324,7 +324,7 @@ def _bias(op: Emitter, node: CompositeNode, bias: Value | None, version: str) ->
 # ------------------------------------------------------------------------------------------- the other roles
 
 
-def norm(epsilon: float = 1e-6) -> Rule:
+def norm(epsilon: float = 1e-6, *, zero_bias: bool = False) -> Rule:
     """ε-rule for linear operators whose coefficients have no sign to look at: pools, means, resizing, normalisations."""
 
     def rule(op: Emitter, step: Step) -> Shares:
@@ -335,7 +335,7 @@ def norm(epsilon: float = 1e-6) -> Rule:
             "gamma": 0.0,
             "low": 0.0,
             "high": 1.0,
-            "zero_bias": False,
+            "zero_bias": zero_bias,
             "x_nonnegative": role.data in step.nonnegative,
             "z_nonnegative": step.rectified or (role.kind == "average" and role.data in step.nonnegative),
         }

@@ -1,0 +1,132 @@
+"""Reading what is written on the command line: ``key=value``, ``name:[1,3,224,224]``, ``0.5,0.5,0.5``, targets."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnx_explain.errors import InputError, MethodError, TargetError, suggest
+
+ARGMAX = "argmax"
+
+
+def options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["epsilon=1e-3", "zero_bias=true"]`` as a mapping; a value is a number, true/false, null, a JSON list, or text.
+
+    Raises MethodError: no ``=``, or an option given twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise MethodError(f"--option {pair!r} is not understood; write key=value, such as epsilon=1e-3.")
+        if key in found:
+            raise MethodError(f"--option {key} is given twice.")
+        found[key] = _value(text.strip())
+    return found
+
+
+def _value(text: str) -> Any:
+    if text.lower() in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[text.lower()]
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        parsed = text
+    if isinstance(parsed, str):
+        try:
+            return float(parsed)  # .5 and 1e-3 are numbers to everyone but JSON
+        except ValueError:
+            return parsed
+    return parsed
+
+
+def shared_options(methods: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Per method the given options that it has; `methods` maps each method's name to its options.
+
+    Raises MethodError: an option that none of the methods has.
+    """
+    for name in given:
+        if not any(name in known for known in methods.values()):
+            who = "Method" if len(methods) == 1 else "None of the methods"
+            listed = ", ".join(map(repr, methods))
+            known = sorted({k for known in methods.values() for k in known})
+            hint = suggest(name, known) or " It takes no options."
+            raise MethodError(f"{who} {listed} has {'no' if len(methods) == 1 else 'an'} option {name!r}.{hint}")
+    return {method: {k: v for k, v in given.items() if k in known} for method, known in methods.items()}
+
+
+def input_shapes(texts: Sequence[str]) -> dict[str, list[int | None]]:
+    """``["data:[N,3,224,224]"]`` as {name: sizes}; N, ? and -1 leave a dimension open.
+
+    Raises InputError: another form, or a size below 1.
+    """
+    found: dict[str, list[int | None]] = {}
+    for text in texts:
+        match = re.fullmatch(r"(?P<name>.+?)\s*[:=]\s*\[?(?P<sizes>[^\[\]]*)\]?\s*", text)
+        sizes = [s.strip() for s in match["sizes"].split(",")] if match else []
+        if match is None or not all(re.fullmatch(r"[1-9]\d{0,9}|[A-Za-z_]\w*|\?|-1", s) for s in sizes):
+            raise InputError(f"--input-shape {text!r} is not understood; write name:[1,3,224,224] (N leaves the batch open).")
+        found[match["name"]] = [int(s) if s.isdigit() else None for s in sizes]
+    return found
+
+
+def numbers(text: str | None, option: str) -> list[float] | None:
+    """``"0.485,0.456,0.406"`` as numbers; None stays None. Raises InputError naming the option."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.strip("[]() ").split(",")]
+    except ValueError:
+        raise InputError(f"{option} {text!r} is not understood; write one number, or one per channel: 0.5,0.5,0.5.") from None
+
+
+@dataclass(frozen=True)
+class Aim:
+    """One target as the Explainer takes it (`target`), and what results are named by (`text`)."""
+
+    text: str
+    target: int | str | None = None
+
+
+def aims(texts: Sequence[str], labels: Sequence[str]) -> list[Aim]:
+    """What to explain of every input: ``17``, ``3,7``, ``argmax``, a label's name, or ``output[0,17]``; each once.
+
+    The sample index 0 of an element means every input's own: inputs run in batches, and no result depends on those.
+
+    Raises TargetError: none of these, or another sample index than 0.
+    """
+    found: dict[Aim, None] = {}
+    for text in texts or [ARGMAX]:
+        for aim in _aims(text.strip(), labels):
+            found.setdefault(aim)
+    return list(found)
+
+
+def _aims(text: str, labels: Sequence[str]) -> list[Aim]:
+    from onnx_explain.target import parse
+
+    if text.lower() in (ARGMAX, "arg-max"):
+        return [Aim(ARGMAX)]
+    if re.fullmatch(r"\d{1,18}(\s*,\s*\d{1,18})*", text):
+        return [Aim(str(int(part)), int(part)) for part in text.split(",")]
+    named = [i for i, label in enumerate(labels) if label.casefold() == text.casefold()]
+    if len(named) > 1:
+        raise TargetError(f"The label {text!r} stands for several classes ({', '.join(map(str, named[:8]))}); give an index.")
+    if named:
+        return [Aim(str(named[0]), named[0])]
+    if labels and "[" not in text:
+        raise TargetError(f"There is no label {text!r}.{suggest(text, labels)}")
+    parsed = parse(text)
+    element = parsed.element or ()
+    if not element or element[0] not in (0, None) or None in element[1:]:
+        raise TargetError(
+            f"Target {text!r}: every input is a sample of its own, so write 0 (or ':') for the sample and an index for "
+            "every other axis."
+        )
+    inner = ",".join(map(str, element[1:]))
+    return [Aim(f"{parsed.output}[{','.join(filter(None, ('0', inner)))}]", f"{parsed.output}[{','.join(filter(None, (':', inner)))}]")]
