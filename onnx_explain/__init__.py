@@ -3,7 +3,12 @@
 >>> from onnx_explain import Explainer
 >>> explanation = Explainer("model.onnx", method="rap")(x)            # doctest: +SKIP
 >>> explanation.relevance["input"]                                    # doctest: +SKIP
+
+Names are imported on first use, so that the command line answers `--help` without loading ONNX.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from onnx_explain.errors import (
     ExplainError,
@@ -16,10 +21,32 @@ from onnx_explain.errors import (
     UnsupportedOperator,
     VerificationError,
 )
-from onnx_explain.explainer import Explainer, build_vjp
-from onnx_explain.explanation import Explanation, Target
-from onnx_explain.methods import METHODS, Assignment, Composite, Method, Selector, lrp_composite, register_method
 from onnx_explain.version import __version__
+
+if TYPE_CHECKING:
+    from onnx_explain.explainer import Explainer, build_vjp
+    from onnx_explain.explanation import Explanation, Target
+    from onnx_explain.methods import METHODS, Assignment, Composite, Method, Selector, lrp_composite, register_method
+
+_LATE = {
+    **dict.fromkeys(("Explainer", "build_vjp"), "onnx_explain.explainer"),
+    **dict.fromkeys(("Explanation", "Target"), "onnx_explain.explanation"),
+    **dict.fromkeys(
+        ("METHODS", "Assignment", "Composite", "Method", "Selector", "lrp_composite", "register_method"),
+        "onnx_explain.methods",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})
+
 
 __all__ = [
     "METHODS",

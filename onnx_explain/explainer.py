@@ -129,7 +129,7 @@ class Explainer:
         count = _samples(feeds)
         parsed = targets.parse(target)
         built = self._build(feeds, parsed.output)
-        index = parsed.indices(count, built.graph.classes, self._target_shape(built), built.graph.explained)
+        index = parsed.indices(count if built.graph.by_sample else 1, built.graph.classes, self._target_shape(built), built.graph.explained)
         started = time.perf_counter()
         results = self._run(built, feeds, index, count)
         return self._explanation(built, feeds, results, time.perf_counter() - started)
@@ -228,10 +228,17 @@ class Explainer:
         is_fixed = any(d is not None for d in fixed)
         if is_fixed and count % size:
             raise InputError(f"The model's batch is fixed to {size}, so the number of samples must be a multiple of it, not {count}.")
+        if not built.graph.by_sample:
+            if size < count:
+                raise InputError(
+                    f"Output {built.graph.explained!r} does not keep the samples apart, so all of them run at once: "
+                    f"{count} do not fit the batch of {size}."
+                )
+            size = count
         chunks = []
         for start in range(0, count, size):
             part = {n: a[start : start + size] for n, a in feeds.items()}
-            explained = index[start : start + size]
+            explained = index[start : start + size] if built.graph.by_sample else index
             chunks.append(built.runner.run({**part, built.graph.target_input: explained}))
         if len(chunks) == 1:
             return chunks[0]
@@ -247,6 +254,8 @@ class Explainer:
         seeded = np.where(index == -2, 0.0, score if self._options.seed == "score" else 1.0)
         if self._composite.positive_seed:
             seeded = np.where(score > 0, seeded, 0.0)
+        if not graph.by_sample:
+            arrived, absorbed = np.sum(arrived, keepdims=True), np.sum(absorbed, keepdims=True)
         gap = np.abs(seeded - arrived - absorbed)
         conservation = np.divide(gap, np.abs(seeded), out=gap.copy(), where=seeded != 0)
         return Explanation(
@@ -314,7 +323,10 @@ def build_vjp(model: Source, wrt: Sequence[str] | None = None, outputs: Sequence
     names = [v.name or "" for v in canonical.graph.outputs if v.dtype is not None and v.dtype.is_floating_point()]
     gradient = resolve("gradient").composite({})
     chosen = wrt_inputs(canonical, wrt)
-    return ir.to_proto(composites.expand(vector_jacobian(canonical, gradient, chosen, list(outputs or names))))
+    wanted = list(names if outputs is None else outputs)
+    if not chosen or not wanted:
+        raise InputError("build_vjp needs at least one input in `wrt` and one output in `outputs`; leave them out for all.")
+    return ir.to_proto(composites.expand(vector_jacobian(canonical, gradient, chosen, wanted)))
 
 
 def _composite(method: str | Composite, options: Mapping[str, Any]) -> tuple[Composite, Method | None]:

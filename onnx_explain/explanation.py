@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,23 +67,37 @@ class Explanation:
             return r
         return r.max(axis) if self.method == "saliency" else r.sum(axis)
 
-    def plot(self, path: str | os.PathLike[str] | None = None, *, sample: int = 0, input: str | None = None, dark: bool = False) -> Any:  # noqa: A002
-        """Draw one sample: a picture's heat map over it, a signal's line under its relevance, a vector's bars.
+    def plot(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        sample: int = 0,
+        input: str | None = None,  # noqa: A002
+        picture: npt.NDArray[np.uint8] | None = None,
+        names: Sequence[str] | None = None,
+        title: str | None = None,
+        dark: bool = False,
+    ) -> None:
+        """Draw one sample into a .png, .svg or .pdf file: a picture beside its heat map, a signal's line, a row's bars.
 
-        Writes to `path` (png, svg, pdf by suffix) where given; returns the matplotlib figure.
+        picture: uint8 [h, w, 3], shown in place of the input's own values. names: of features or channels. title: by
+        default the method and the explained element.
+
+        Raises InputError: no such sample or input, or an input of a rank that cannot be drawn. OutputError: no such place.
         """
         from onnx_explain import render
 
         name = self._input(input)
         if not 0 <= sample < len(self):
             raise InputError(f"There is no sample {sample}: the explanation holds {len(self)}.")
-        title = f"{self.method}: {self.target.tensor}[{int(self.target.index[sample])}]"
         render.plot(
-            self.inputs[name][sample],
-            self.relevance[name][sample],
-            Path(path) if path is not None else None,
-            channel_axis=None if self.channel_axis.get(name) is None else (self.channel_axis[name] or 1) - 1,
-            title=title,
+            self.inputs[name][sample : sample + 1],
+            self.relevance[name][sample : sample + 1],
+            path,
+            layout=self._layout(name),
+            picture=picture,
+            names=names,
+            title=title or f"{self.method}: {self.target.tensor}[{int(self.target.index[sample])}]",
             dark=dark,
         )
 
@@ -128,6 +142,13 @@ class Explanation:
             "absorbed": [float(a) for a in self.absorbed],
             "seconds": self.seconds,
         }
+
+    def _layout(self, name: str) -> str | None:
+        """A letter per axis, as `render.plot` reads them; None of a rank that it does not know."""
+        axis, plain = self.channel_axis.get(name), {3: "NT", 4: "NHW", 5: "NDHW"}.get(self.relevance[name].ndim)
+        if plain is None:
+            return None
+        return plain[: axis or 1] + "C" + plain[axis or 1 :]
 
     def _input(self, name: str | None) -> str:
         if name is None:

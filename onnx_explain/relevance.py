@@ -78,6 +78,7 @@ class RelevanceGraph:
     target_input: str
     explained: str
     classes: int | None
+    by_sample: bool
     reports: Mapping[str, str]
     rows: tuple[Row, ...]
 
@@ -208,9 +209,14 @@ def plan(model: ir.Model, composite: Composite, options: Options) -> tuple[list[
     active, live = _activity(model, wrt_inputs(model, options.wrt))
     version = model.graph.opset_imports.get("", 0)
     nodes = _path(model, [target], active, live)
-    supported = [n for n in nodes if find(Operation.of(n)) is not None]
-    missing = [n.name or n.op_type for n in nodes if find(Operation.of(n)) is None]
-    chain = _positions([_Node(o, _role(o)) for o in (Operation.of(n, active[id(n)], version) for n in supported)], composite)
+    chain, missing = [], []
+    for node in nodes:
+        operation = Operation.of(node, active[id(node)], version)
+        try:
+            chain.append(_Node(operation, _role(operation)))
+        except UnsupportedOperator:
+            missing.append(operation.name)
+    chain = _positions(chain, composite)
     labels = {c.operation.name: c for c in chain}
     rows = []
     for node in reversed(nodes):
@@ -346,7 +352,8 @@ class _Builder:
         inputs = {v.name or "": v for v in self.graph.inputs}
         for name in self.wrt:
             value = self._result(inputs[name])
-            out = self.op.Identity(value) if value.is_graph_output() or value.producer() is None else value
+            shared = value.is_graph_output() or value.producer() is None
+            out = self.op.copy(value) if shared else value
             self.graph.outputs.append(self._rename(out, f"{name}_gradient", inputs[name]))
         self.graph.sort()
         _verify(self.model)
@@ -628,14 +635,14 @@ class _Builder:
                     name += "_"
                 taken.add(name)
                 shared = value.is_graph_output() or value.producer() is None or (value.name or "") in taken
-                out = self.op.Identity(value) if shared else value
+                out = self.op.copy(value) if shared else value
                 self.graph.outputs.append(self._rename(out, name, value))
                 named[group][key] = name
         self.graph.sort()
         _verify(self.model)
         return RelevanceGraph(
             self.model, self.inputs, self.outputs, named["relevance"], named["kept"], target,
-            self.target.name or "", self._classes(), named["reports"], tuple(self.rows),
+            self.target.name or "", self._classes(), self._by_sample(self.target), named["reports"], tuple(self.rows),
         )  # fmt: skip
 
     def _rename(self, value: Value, name: str, like: Value) -> Value:

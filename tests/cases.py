@@ -1084,6 +1084,8 @@ def structures() -> Iterator[Case]:
     yield from cases("input-unused", "y = Tanh(a)", pair, **options)
     yield from cases("two-outputs", "y = Tanh(a); z = Mul(a, b)", pair, outputs=("y", "z"), **options)
     yield from cases("output-is-input", "y = Identity(a); z = Tanh(a)", pair, outputs=("y", "z"), **options)
+    through: dict[str, Any] = {"outputs": ("a", "y"), "declared": (2, 3)}
+    yield from cases("output-is-the-input-itself", "y = Tanh(a)", {"a": signed(2, 3)}, **options, **through)
     yield from cases("dead-branch", "y = Tanh(a); d = Exp(b); e = Neg(d)", pair, **options)
     weight = "w = Constant<value = TENSOR[2,3] {1.0,-2.0,0.5,0.25,3.0,-1.0}>(); t = MatMul(x, w); y = Tanh(t)"
     yield from cases("weight-constant-node", weight, {"x": signed(3, 2)}, **options)

@@ -34,8 +34,8 @@ def chance_bound(trials: int) -> float:
 
 @pytest.fixture(scope="module")
 def small() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """1 500 samples of 32 x 32: images in 0..1, masks, labels."""
-    images, masks, labels = shapes.batch(1500, seed=5, size=32)
+    """1 000 samples of 32 x 32: images in 0..1, masks, labels."""
+    images, masks, labels = shapes.batch(1000, seed=5, size=32)
     return images / 255.0, masks, labels
 
 

@@ -142,7 +142,7 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def build_with_library(plain: Path, method: str, out: Path) -> Built:
-    """Explain the plain file with onnx-explain: canonical form and relevance graph are timed apart from the conversion."""
+    """Explain the plain file with onnx-explain; the way to the relevance graph is timed apart from the conversion."""
     from onnx_explain import Explainer
 
     name, options = parse_method(method)

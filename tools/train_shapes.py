@@ -56,11 +56,12 @@ Everything here is made by `python tools/train_shapes.py` from the package's own
   coloured shape in a picture. Input `input` [N, 3, {size}, {size}] float32, RGB in 0..1; output `logits`
   [N, classes]. Opset {opset}, IR {ir}. Conv, BatchNormalization (left unfolded), Relu, MaxPool, Add,
   GlobalAveragePool, Flatten, Gemm. The metadata entries `preprocessing` and `labels` say how to feed and read it.
-- `labels.txt`: {classes}; one per line, in the order of the logits.
+- `labels.txt`: one class per line, in the order of the logits:
+  {classes}.
 - `demo.png`: sample {demo[1]} of seed {demo[0]}, {size} x {size}. Its exact object mask is
   `onnx_explain.shapes.draw({demo[1]}, seed={demo[0]}).mask`.
 
-Trained on seed {train}; measured on seed {test}. No other seed has been seen in training.
+Trained on seed {train} alone, measured on seed {test}: samples of any other seed are unseen.
 Two runs with the same versions on one machine give the same bytes; another processor may round differently.
 
 {facts}
@@ -323,7 +324,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     images, _, labels = shapes.batch(args.samples, seed=TRAIN_SEED, size=SIZE)
     print(f"{args.samples} pictures in {time.perf_counter() - started:.0f} s", flush=True)
     model = export(train(images, labels, args.epochs, args.seed))
-    print(f"trained after {time.perf_counter() - started:.0f} s", flush=True)
+    print(
+        f"trained after {time.perf_counter() - started:.0f} s ({time.process_time():.0f} s of processor time)",
+        flush=True,
+    )
     accuracy, lines = report(model, args.tests)
     demo = shapes.draw(DEMO[1], seed=DEMO[0], size=SIZE)
     confidence = float(softmax(logits(model, demo.image[None]))[0, demo.label])

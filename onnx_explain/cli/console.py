@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 from onnx_explain.errors import ExplainError
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 FAULT, INTERRUPTED = 2, 130  # exit codes
-_PIPED_WIDTH = 200
 
 
 @contextmanager
@@ -47,8 +45,13 @@ def fail(message: str) -> NoReturn:
 
 
 def say(text: str = "") -> None:
-    """Print a line on stdout."""
-    typer.echo(text)
+    """Print a text on stdout, broken between words where the terminal ends; leading line breaks stay."""
+    body = text.lstrip("\n")
+    typer.echo("\n" * (len(text) - len(body)), nl=False)
+    width = terminal_width()
+    lines = [body] if width is None else textwrap.wrap(body, width, break_long_words=False, break_on_hyphens=False)
+    for line in lines or [""]:
+        typer.echo(line)
 
 
 def print_json(document: Any) -> None:
@@ -73,30 +76,81 @@ def _plain(value: Any) -> Any:
     return _plain(value.item()) if hasattr(value, "item") else str(value)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
-    """Print a table; a cell too long for the terminal goes on in the next line, a piped one never does.
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str] | str], *, flexible: int, cut: bool = False, right: Sequence[int] = ()
+) -> None:
+    """Print a table, no wider than the terminal; a table that is not for a terminal is as wide as its cells.
 
-    columns: their headings. right: columns of numbers, kept on one line at the right.
+    rows: a cell per column, or one text as a heading over the rows that follow. flexible: the column that gives way on a
+    narrow terminal, by going on in the next line or, with `cut`, by an ellipsis. right: the columns of numbers.
     """
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i in right else "left", no_wrap=i in right, overflow="fold")
+    cells = [row for row in rows if not isinstance(row, str)]
+    indent = "  " if len(cells) < len(rows) else ""
+    widths = [max(_width(cell) for cell in column) for column in zip(columns, *cells)]
+    available = terminal_width()
+    if available is not None:
+        others = sum(widths) - widths[flexible] + 2 * (len(widths) - 1) + len(indent)
+        widths[flexible] = min(widths[flexible], max(12, available - others))
+    _print_row(columns, widths, indent, flexible, False, right, bold=True)
     for row in rows:
-        table.add_row(*row)
-    console().print(table)
+        if isinstance(row, str):
+            typer.echo(typer.style(row, bold=True))
+        else:
+            _print_row(row, widths, indent, flexible, cut, right)
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console that prints text as it stands: no markup, no emoji, colours on a terminal alone."""
-    from rich.console import Console
+def _print_row(
+    row: Sequence[str], widths: Sequence[int], indent: str, flexible: int, cut: bool, right: Sequence[int], *, bold: bool = False
+) -> None:
+    parts = _broken(row[flexible], widths[flexible], cut)
+    for number, part in enumerate(parts):
+        shown = [part if i == flexible else cell if number == 0 else "" for i, cell in enumerate(row)]
+        padded = [_padded(cell, width, at_right=i in right) for i, (cell, width) in enumerate(zip(shown, widths))]
+        line = (indent + "  ".join(padded)).rstrip()
+        typer.echo(typer.style(line, bold=True) if bold else line)
 
-    stream = sys.stderr if stderr else sys.stdout
-    piped = not stream.isatty() and "COLUMNS" not in os.environ
-    return Console(
-        stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=False, width=_PIPED_WIDTH if piped else None
-    )
+
+def _broken(text: str, width: int, cut: bool) -> list[str]:
+    if _width(text) <= width:
+        return [text]
+    if cut:
+        return [text[: width - 1] + "…"]
+    return textwrap.wrap(text, width, break_on_hyphens=False) or [""]
+
+
+def _padded(text: str, width: int, *, at_right: bool) -> str:
+    space = " " * max(0, width - _width(text))
+    return space + text if at_right else text + space
+
+
+def _width(text: str) -> int:
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def print_hanging(head: str, text: str, *, column: int = 31, muted: bool = False) -> None:
+    """Print a term and its text beside it, from `column` on; the text goes on below itself, not below the term."""
+    width = max(40, min(terminal_width() or 100, 100))
+    lines = textwrap.wrap(text, width - column, break_on_hyphens=False) or [""]
+    typer.echo(typer.style(_padded(head, column - 1, at_right=False), bold=not muted) + " " + lines[0])
+    for line in lines[1:]:
+        typer.echo(" " * column + line)
+
+
+def print_indented(text: str, indent: int = 4) -> None:
+    """Print a text in faint letters, indented, within the terminal."""
+    width = max(40, min(terminal_width() or 100, 100))
+    space = " " * indent
+    for line in textwrap.wrap(text, width, initial_indent=space, subsequent_indent=space, break_on_hyphens=False):
+        typer.echo(typer.style(line, dim=True))
+
+
+def terminal_width() -> int | None:
+    """The columns of the terminal, or of the variable COLUMNS; None where stdout is neither."""
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        return None
+    return max(40, shutil.get_terminal_size().columns)
 
 
 def short(value: float) -> str:

@@ -75,6 +75,7 @@ def _convert(model: ir.Model) -> None:
     from onnxscript import version_converter
 
     _clear_stale_shapes(model)
+    clipped = _clipped_types(model) if version < 11 else {}
     outputs = [v.name for v in model.graph.outputs]
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     try:
@@ -83,8 +84,43 @@ def _convert(model: ir.Model) -> None:
         raise ModelError(f"The model's opset {version} cannot be brought to {OPSET} ({first_line(error)}); export it with opset 18 or later.") from error
     if model.graph.opset_imports.get("") != OPSET:
         raise ModelError(f"The model's opset {version} cannot be brought to {OPSET}; export it with opset 13 or later.")
+    if version <= 10:
+        _restore_asymmetric(model)
+        _retype_bounds(model, clipped)
     if [v.name for v in model.graph.outputs] != outputs:
         raise ModelError(f"Bringing the model from opset {version} to {OPSET} lost an output's name; export it with opset 18 or later.")
+
+
+def _clipped_types(model: ir.Model) -> dict[str, ir.DataType]:
+    """The dtype of every Clip whose bounds are attributes still, by its output's name."""
+    if not any(node.op_type == "Clip" for node in model.graph):
+        return {}
+    typed = model.clone()
+    passes.ShapeInferencePass(check_type=False, strict_mode=False)(typed)
+    clips = [n.outputs[0] for n in typed.graph if n.op_type == "Clip"]
+    return {v.name or "": v.dtype for v in clips if v.dtype is not None}
+
+
+def _retype_bounds(model: ir.Model, types: Mapping[str, ir.DataType]) -> None:
+    """Bounds that were attributes become operands; the converter makes them float32 whatever the tensor is."""
+    for node in model.graph:
+        dtype = types.get(node.outputs[0].name or "") if node.op_type == "Clip" else None
+        for index in (1, 2) if dtype not in (None, ir.DataType.FLOAT) else ():
+            bound = node.inputs[index] if index < len(node.inputs) else None
+            if bound is None:
+                continue
+            cast = ir.node("Cast", [bound], {"to": int(dtype)}, name=f"{node.name or node.outputs[0].name}/bound{index}")
+            cast.outputs[0].name = f"{cast.name}_out"
+            model.graph.insert_before(node, cast)
+            node.replace_input_with(index, cast.outputs[0])
+
+
+def _restore_asymmetric(model: ir.Model) -> None:
+    """Upsample and Resize-10 sampled at k/scale and rounded down; the converter leaves them to the newer defaults."""
+    for node in model.graph:
+        if node.op_type == "Resize":
+            node.attributes["coordinate_transformation_mode"] = ir.AttrString("coordinate_transformation_mode", "asymmetric")
+            node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "floor")
 
 
 def _name(model: ir.Model) -> None:
@@ -166,7 +202,8 @@ def _world(model: ir.Model, batch: int | None) -> _World:
         if batch is not None and value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
             value.shape = ir.Shape([batch, *list(value.shape)[1:]])
     for value in world.graph.outputs:
-        value.shape = None
+        if not value.is_graph_input():
+            value.shape = None
     known: dict[str, npt.NDArray[Any]] = {}
     for _ in range(64):  # each round resolves at least one more Reshape; real models need one to four
         _shape_pass(world)

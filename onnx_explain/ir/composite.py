@@ -103,7 +103,7 @@ def expand(model: ir.Model) -> ir.Model:
             if new.shape is None:
                 new.shape = old.shape
             if old.is_graph_output():
-                new = op.typed(op.Identity(new), new)
+                new = op.copy(new)
                 old.name, new.name = f"{old.name}/composite", old.name
             old.replace_all_uses_with(new, replace_graph_outputs=True)
         graph.remove(node, safe=True)
@@ -141,7 +141,7 @@ def _function(node: ir.Node, name: str, opsets: Mapping[str, int]) -> ir.Functio
     composite = _rebind(node, parameters)
     op = Emitter(graph, constants_as_nodes=True)
     with op.serving(name):
-        results = [op.Identity(v) if v in filled else v for v in EXPANSIONS[composite.kind](op, composite)]
+        results = [op.copy(v) if v in filled else v for v in EXPANSIONS[composite.kind](op, composite)]
     graph.outputs.extend(results)
     graph.sort()
     return ir.Function(DOMAIN, name, graph=graph, attributes=[])

@@ -18,7 +18,7 @@ from onnx_explain.ir.view import Value, dims
 PREFIX = "explain"
 _BOOL = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "IsNaN", "IsInf"}
 _INT64 = {"Shape", "Size", "ArgMax", "ArgMin", "NonZero"}
-_TYPED_BY_SECOND = {"Where"}
+_TYPED_BY_SECOND = {"Where", "CastLike"}
 
 
 class Emitter:
@@ -68,15 +68,19 @@ class Emitter:
         outputs: int = 1,
         domain: str = "",
         like: Sequence[Value | None] = (),
+        shared: bool = True,
     ) -> tuple[Value, ...]:
-        """Emit one node; `like[i]` gives output i its dtype and shape where the operator's own rule does not say."""
+        """Emit one node; `like[i]` gives output i its dtype and shape where the operator's own rule does not say.
+
+        `shared`: an equal node may stand for it.
+        """
         reference = next((v for v in inputs if isinstance(v, Value) and v.dtype is not None), None)
         operands = [self._operand(v, reference) for v in inputs]
         while operands and operands[-1] is None:
             operands.pop()
         attrs = {k: v for k, v in (attributes or {}).items() if v is not None}
         key = (domain, op_type, tuple(id(v) for v in operands), _frozen(attrs), outputs)
-        if key not in self._known:
+        if key not in self._known or not shared:
             name = self._fresh(f"{self._scope}/{op_type}")
             node = ir.node(
                 op_type,
@@ -93,6 +97,8 @@ class Emitter:
                 value.dtype = model.dtype if model is not None else _dtype(op_type, operands, attrs)
                 value.shape = model.shape if model is not None else _shape(op_type, operands)
             self._graph.append(node)
+            if not shared:
+                return tuple(node.outputs)
             self._known[key] = tuple(node.outputs)
         return self._known[key]
 
@@ -116,6 +122,10 @@ class Emitter:
         if all(d is not None for d in sizes):
             return self.ints(*[int(d) for d in sizes if d is not None])
         return self.Shape(value)
+
+    def copy(self, value: Value) -> Value:
+        """The same tensor under a name of its own, for a graph output; never shared."""
+        return self.typed(self.emit("Identity", [value], shared=False)[0], value)
 
     def typed(self, value: Value, like: Value) -> Value:
         """Give `value` the dtype and shape of `like`: relevance has the type of what it belongs to."""

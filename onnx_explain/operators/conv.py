@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from onnx_explain.errors import ModelError
+from onnx_explain.errors import ModelError, UnsupportedOperator
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, Window, dims, spatial
 from onnx_explain.operators.roles import Linear, per_channel, room
@@ -16,7 +16,7 @@ def conv(node: Operation) -> Linear:
     """y[n,o] = Σ w[o,c]·x[n,c] (cross-correlation); its adjoint has the input's exact spatial shape."""
     x, w = node.input(0), node.input(1)
     if 1 in node.active:
-        raise ModelError(f"{node.where}: its weight is computed from an explained input, which no rule covers; explain the inputs before it.")
+        raise UnsupportedOperator(f"{node.where}: its weight is computed from an explained input, which no rule covers; explain the inputs before it.")
     group = node.int("group", 1)
     window = Window.of(node, _kernel(node, w), x=x, y=node.y)
 
@@ -55,12 +55,15 @@ def window_adjoint(op: Emitter, s: Value, w: Value, window: Window, group: int) 
     """Lᵀs of a convolution with weight w [Co, Ci/group, *kernel]; s [N, Co, *out] to [N, Ci, *size].
 
     Stride 1 runs as a Conv with the flipped, transposed weight (about twice as fast as ConvTranspose in ONNX Runtime's
-    CPU provider); other strides as ConvTranspose. `tools/bench_cpu.py` holds the measurement.
+    CPU provider), unless so few channels come out that its blocked layout cannot be used (the first layer: 3.3 against
+    1.5 ms); other strides as ConvTranspose. `tools/bench_cpu.py` holds the measurement.
     """
     full = [(o - 1) * st + e for o, st, e in zip(window.out, window.strides, window.extent)]
     begin = [e - 1 - b for e, b in zip(window.extent, window.begin)]
     end = [i - f + b + e - 1 for i, f, b, e in zip(window.size, full, window.begin, window.extent)]
-    if set(window.strides) == {1} and min(begin + end) >= 0:
+    channels = (dims(w)[1] or 1) * group if w.shape is not None else 8
+    wide = channels >= 8 or group > 1
+    if set(window.strides) == {1} and min(begin + end) >= 0 and wide:
         flipped = flip_spatial(op, swap_channels(op, w, group), window.kernel)
         return op.Conv(s, flipped, pads=[*begin, *end], dilations=list(window.dilations), group=group)
     after = [f - b - i for f, b, i in zip(full, window.begin, window.size)]
@@ -101,7 +104,7 @@ def conv_transpose(node: Operation) -> Linear:
     """The adjoint of a Conv as a forward operator; its own adjoint is that Conv."""
     x, w = node.input(0), node.input(1)
     if 1 in node.active:
-        raise ModelError(f"{node.where}: its weight is computed from an explained input, which no rule covers; explain the inputs before it.")
+        raise UnsupportedOperator(f"{node.where}: its weight is computed from an explained input, which no rule covers; explain the inputs before it.")
     group = node.int("group", 1)
     window = _transposed_window(node, x, w)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnx_explain.errors import ModelError
+from onnx_explain.errors import ModelError, UnsupportedOperator
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, rank
 from onnx_explain.operators.roles import Linear, Product, Role, reduce_like, room
@@ -14,7 +14,7 @@ from onnx_explain.operators.roles import Linear, Product, Role, reduce_like, roo
 def gemm(node: Operation) -> Role:
     """y = alpha·A'B' + beta·C."""
     if 2 in node.active:
-        raise ModelError(f"{node.where}: its operand C is computed from an explained input; export it as MatMul and Add.")
+        raise UnsupportedOperator(f"{node.where}: its operand C is computed from an explained input; export it as MatMul and Add.")
     alpha, beta = node.float("alpha", 1.0), node.float("beta", 1.0)
     flip = (node.int("transA", 0), node.int("transB", 0))
 

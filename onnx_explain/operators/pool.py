@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import onnx_ir as ir
 
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, Window, dims, rank, spatial
@@ -115,66 +116,111 @@ def max_pool(node: Operation) -> Selection:
 def route_windows(op: Emitter, r: Value, x: Value, y: Value, window: Window) -> Value:
     """r [N, C, *out] to the first maximum of each window of x [N, C, *size], without MaxPool's slow Indices.
 
-    For each offset in the window, in row-major order: the entries of x at that offset that equal the maximum and were
-    not preceded by another. Their shares go back into place by phase: offsets that agree modulo the stride fall on the
-    same sub-lattice of the input and are added there; the lattices are interleaved at the end.
+    Windows of 2x2 that tile the picture compare maxima over growing parts of the window. All others go axis by axis: the
+    maximum of row maxima lies in the first row that holds it, and there at its first place, so that row-major order is
+    kept with k + k instead of k·k comparisons.
     """
+    if window.kernel == (2, 2) and window.strides == (2, 2) and _tiles(window) and not any(window.pads) and set(window.dilations) == {1}:
+        return _route_quarters(op, r, x, y, window)
+    steps = [_only(window, axis) for axis in range(window.rank)]
+    maxima = [x]  # after pooling the last axis, the last two, …
+    for step in reversed(steps[1:]):
+        maxima.append(_pooled(op, maxima[-1], step))
+    maxima.append(y)
+    for axis, step in enumerate(steps):
+        r = _route_axis(op, r, maxima[window.rank - 1 - axis], maxima[window.rank - axis], step, axis)
+    return r
+
+
+def _only(window: Window, axis: int) -> Window:
+    """The window's part along one axis: axes before it are pooled already, those behind it not yet."""
     n = window.rank
-    lead = [0, 0]
-    padded, origin = _pad_input(op, x, window)
+
+    def pick(values: tuple[int, ...], else_: int) -> tuple[int, ...]:
+        return tuple(values[a] if a == axis else else_ for a in range(n))
+
+    size = tuple(window.out[a] if a > axis else window.size[a] for a in range(n))
+    out = tuple(window.out[a] if a >= axis else window.size[a] for a in range(n))
+    return Window(pick(window.kernel, 1), pick(window.strides, 1), pick(window.dilations, 1), pick(window.begin, 0), pick(window.end, 0), size, out)
+
+
+def _pooled(op: Emitter, x: Value, step: Window) -> Value:
+    ends = [max(e, 0) for e in step.end]
+    y = op.MaxPool(
+        x, kernel_shape=list(step.kernel), strides=list(step.strides), dilations=list(step.dilations), pads=[*step.begin, *ends]
+    )
+    y.shape = ir.Shape([*list(x.shape or ())[:2], *step.out])
+    return y
+
+
+def _route_axis(op: Emitter, r: Value, x: Value, y: Value, step: Window, axis: int) -> Value:
+    """One axis of `route_windows`: for each offset, the entries that equal the maximum and were not preceded by another.
+
+    Their shares go back by phase: offsets that agree modulo the stride fall on the same sub-lattice of the input and are
+    added there; the lattices are interleaved at the end.
+    """
+    at, stride = axis + 2, step.strides[axis]
+    n = step.rank + 2
+    begin, end = step.begin[axis], max(step.end[axis], 0)
+    padded = x if not begin + end else op.Pad(x, op.ints(begin, end), op.constant(_lowest(x), like=x), op.ints(at))
+    cells = max((begin + step.size[axis] + end - 1) // stride + 1, 1)
     taken: Value | None = None
-    planes: dict[tuple[int, ...], Value] = {}
-    cells = [max((origin[a] - 1) // window.strides[a] + 1, 1) for a in range(n)]
-    for offset in itertools.product(*(range(k) for k in window.kernel)):
-        start = [offset[a] * window.dilations[a] for a in range(n)]
-        share, taken = _winners(op, r, padded, y, window, start, taken)
-        phase = tuple(start[a] % window.strides[a] for a in range(n))
-        shift = [start[a] // window.strides[a] for a in range(n)]
-        after = [cells[a] - window.out[a] - shift[a] for a in range(n)]
-        placed = share if not any(shift + after) else op.Pad(share, op.ints(0, 0, *shift, 0, 0, *after))
+    planes: dict[int, Value] = {}
+    for offset in range(step.kernel[axis]):
+        start = offset * step.dilations[axis]
+        stop = start + (step.out[axis] - 1) * stride + 1
+        equal = op.Equal(op.Slice(padded, op.ints(start), op.ints(stop), op.ints(at), op.ints(stride)), y)
+        first = equal if taken is None else op.And(equal, op.Not(taken))
+        taken = equal if taken is None else op.Or(taken, equal)
+        share = op.Mul(r, op.Cast(first, to=int(r.dtype or 1)))
+        before = start // stride
+        after = cells - step.out[axis] - before
+        placed = share if not before + after else op.Pad(share, op.ints(before, after), op.constant(0.0, like=r), op.ints(at))
+        phase = start % stride
         planes[phase] = op.Add(planes[phase], placed) if phase in planes else placed
-    whole = _interleave(op, planes, window, cells, lead, r)
-    stop = [window.begin[a] + window.size[a] for a in range(n)]
-    lattice = [cells[a] * window.strides[a] for a in range(n)]
-    if list(window.begin) == [0] * n and stop == lattice:
+    whole = _interleaved(op, planes, stride, at, n, cells, step)
+    if begin == 0 and step.size[axis] == cells * stride:
         return whole
-    return op.Slice(whole, op.ints(*window.begin), op.ints(*stop), op.ints(*range(2, n + 2)))
+    return op.Slice(whole, op.ints(begin), op.ints(begin + step.size[axis]), op.ints(at))
 
 
-def _pad_input(op: Emitter, x: Value, window: Window) -> tuple[Value, list[int]]:
-    """x with the border no maximum can take, and its size."""
-    size = [b + i + max(e, 0) for b, i, e in zip(window.begin, window.size, window.end)]
-    if not any(window.pads):
-        return x, size
-    low = np.finfo(x.dtype.numpy()).min if x.dtype is not None else -np.inf
-    return op.Pad(x, op.ints(0, 0, *window.begin, 0, 0, *(max(e, 0) for e in window.end)), op.constant(low, like=x)), size
+def _lowest(x: Value) -> float:
+    return float(np.finfo(x.dtype.numpy()).min) if x.dtype is not None else -np.inf
 
 
-def _winners(
-    op: Emitter, r: Value, padded: Value, y: Value, window: Window, start: list[int], taken: Value | None
-) -> tuple[Value, Value]:
-    n = window.rank
-    stop = [start[a] + (window.out[a] - 1) * window.strides[a] + 1 for a in range(n)]
-    view = op.Slice(padded, op.ints(*start), op.ints(*stop), op.ints(*range(2, n + 2)), op.ints(*window.strides))
-    equal = op.Equal(view, y)
-    first = equal if taken is None else op.And(equal, op.Not(taken))
-    return op.Where(first, r, op.constant(0.0, like=r)), equal if taken is None else op.Or(taken, equal)
+def _interleaved(op: Emitter, planes: dict[int, Value], stride: int, at: int, n: int, cells: int, step: Window) -> Value:
+    """Planes per phase to one tensor along axis `at`; phases no offset reaches stay zero."""
+    if stride == 1:
+        return planes[0]
+    zero = op.Mul(next(iter(planes.values())), 0.0) if len(planes) < stride else next(iter(planes.values()))
+    stacked = op.Concat(*(op.Unsqueeze(planes.get(p, zero), op.ints(at + 1)) for p in range(stride)), axis=at + 1)
+    sizes = [step.size[a - 2] if a < at else step.out[a - 2] for a in range(2, n)]
+    sizes[at - 2] = cells * stride
+    return op.Reshape(stacked, op.ints(0, 0, *sizes))
 
 
-def _interleave(
-    op: Emitter, planes: dict[tuple[int, ...], Value], window: Window, cells: list[int], lead: list[int], r: Value
-) -> Value:
-    """Planes per phase [N, C, *cells] to [N, C, *cells·strides]; phases no offset reaches stay zero."""
-    phases = list(itertools.product(*(range(s) for s in window.strides)))
-    if len(phases) == 1:
-        return planes[phases[0]]
-    some = next(iter(planes.values()))
-    zero = op.Mul(some, 0.0) if any(p not in planes for p in phases) else some
-    n = window.rank
-    stacked = op.Concat(*(op.Unsqueeze(planes.get(p, zero), op.ints(2)) for p in phases), axis=2)
-    split = op.Reshape(stacked, op.ints(*lead, *window.strides, *cells))
-    perm = [0, 1, *itertools.chain.from_iterable((2 + n + a, 2 + a) for a in range(n))]
-    return op.Reshape(op.Transpose(split, perm=perm), op.ints(*lead, *(c * s for c, s in zip(cells, window.strides))))
+def _route_quarters(op: Emitter, r: Value, x: Value, y: Value, window: Window) -> Value:
+    """2x2 windows that tile: E_k = 1 where the maximum lies among the window's first k entries in row-major order.
+
+    Plain pools over parts of the window give those maxima in the runtime's fast layout; the shares r·(E_k - E_{k-1}) are exact.
+    """
+    def part(kernel: list[int]) -> Value:
+        return op.MaxPool(x, kernel_shape=kernel, strides=[2, 2])
+
+    def among(maximum: Value) -> Value:
+        if r.dtype == ir.DataType.FLOAT:
+            return op.HardSigmoid(op.Sub(maximum, y), alpha=3.0e38, beta=1.0)
+        return op.Cast(op.Equal(maximum, y), to=int(r.dtype or 1))
+
+    top, left = part([1, 2]), part([2, 1])
+    firsts = [op.Mul(r, among(m)) for m in (part([1, 1]), top, op.Max(top, left))] + [r]
+    shares = [firsts[0], *(op.Sub(firsts[k], firsts[k - 1]) for k in (1, 2, 3))]
+    h, w = window.out
+    rows = []
+    for pair in (shares[:2], shares[2:]):
+        row = op.Concat(*(op.Unsqueeze(p, op.ints(4)) for p in pair), axis=4)
+        rows.append(op.Reshape(row, op.ints(0, 0, h, 1, 2 * w)))
+    return op.Reshape(op.Concat(*rows, axis=3), op.ints(0, 0, 2 * h, 2 * w))
 
 
 @room("GlobalMaxPool", sign="inherits")

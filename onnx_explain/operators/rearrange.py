@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_explain.errors import ModelError
+from onnx_explain.errors import ModelError, UnsupportedOperator
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.operators.roles import NoRelevance, Rearrangement, Role, reduce_like, room, zeros_like
@@ -255,16 +255,13 @@ def tile(node: Operation) -> Rearrangement:
         raise ModelError(f"{node.where}: its repeats are missing.")
 
     def undo(op: Emitter, r: Value) -> Value:
+        # every axis apart as (copy, place): the batch keeps its open size, all others are known
+        cells: list[int] = []
         for axis, count in enumerate(int(c) for c in repeats):
-            if count == 1:
-                continue
-            lead = [0] * axis
             size = dims(node.x)[axis]
-            rest = [_size(node, a) for a in range(axis + 1, rank(node.x))]
-            split = op.Reshape(r, op.ints(*lead, count, size if size is not None else -1, *rest))
-            r = op.ReduceSum(split, op.ints(axis), keepdims=0)
-            r.shape = ir.Shape([*list(node.y.shape or ())[:0], *list(node.x.shape or ())[: axis + 1], *list(node.y.shape or ())[axis + 1 :]])
-        return r
+            cells += [count, size if size is not None else -1]
+        copies = op.ints(*range(0, len(cells), 2))
+        return op.ReduceSum(op.Reshape(r, op.ints(*cells)), copies, keepdims=0)
 
     return _single(undo, node) if all(int(c) > 0 for c in repeats) else _single(lambda op, r: zeros_like(op, node.x), node)
 
@@ -310,7 +307,7 @@ def gather_elements(node: Operation) -> Rearrangement:
 def gather_nd(node: Operation) -> Rearrangement:
     """Slices picked by index tuples (batch_dims = 0)."""
     if node.int("batch_dims", 0):
-        raise ModelError(f"{node.where}: batch_dims > 0 has no room; export the pick as Gather.")
+        raise UnsupportedOperator(f"{node.where}: batch_dims > 0 has no room; export the pick as Gather.")
     return _single(lambda op, r: op.ScatterND(zeros_like(op, node.x), node.input(1), r, reduction="add"), node)
 
 

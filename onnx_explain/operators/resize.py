@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from onnx_explain.errors import ModelError
+from onnx_explain.errors import ModelError, UnsupportedOperator
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.operators.rearrange import apply_along
@@ -63,9 +63,9 @@ def _with(s: Value, axis: int, size: int) -> object:
 
 def _refuse(node: Operation) -> None:
     if node.int("antialias", 0):
-        raise ModelError(f"{node.where}: antialias=1 has no exact adjoint here; export without it.")
+        raise UnsupportedOperator(f"{node.where}: antialias=1 has no exact adjoint here; export without it.")
     if node.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
-        raise ModelError(f"{node.where}: tf_crop_and_resize has no room; crop and resize in two steps.")
+        raise UnsupportedOperator(f"{node.where}: tf_crop_and_resize has no room; crop and resize in two steps.")
 
 
 def _axes(node: Operation) -> list[int]:

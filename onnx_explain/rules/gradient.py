@@ -136,7 +136,7 @@ def _expand_gate(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     r = node.r if guide == "gradient" else op.Relu(node.r)
     if guide == "deconvnet":
         return [op.typed(r, x)]
-    if role.rectifier and node.node.y.dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
+    if role.rectifier and node.node.y.dtype == ir.DataType.FLOAT:
         # 1[y > 0] in one pass that stays in the runtime's blocked layout: max(0, min(1, 3e38·y))
         mask = op.HardSigmoid(node.node.y, alpha=3.0e38, beta=0.0)
         return [op.typed(op.Mul(r, mask), x)]

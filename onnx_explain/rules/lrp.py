@@ -19,7 +19,7 @@ from onnx_explain.ir.composite import CompositeNode, expansion
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, rank
 from onnx_explain.operators.roles import Linear, Normalization, Product, Sum, reduce_like
-from onnx_explain.rules.share import Rule, Shares, Step, linear_of, negative, positive, quotient, role_of, sizes
+from onnx_explain.rules.share import Rule, Shares, Step, linear_of, negative, positive, quotient, role_of, safe_divide, sizes
 
 Bounds = float | tuple[float, ...]
 
@@ -353,7 +353,7 @@ def passing(op: Emitter, step: Step) -> Shares:
 
 
 def contribution(epsilon: float = 1e-6, mode: Literal["signed", "absolute"] = "signed") -> Rule:
-    """Sums: R_k = c_k x_k·R/D(y, ε); `absolute` splits by |c_k x_k| instead, stable where operands cancel."""
+    """Sums: R_k = c_k x_k·R/D(y, ε); `absolute`: |c_k x_k|·R ⊘ Σ|c x|, stable where operands cancel."""
 
     def rule(op: Emitter, step: Step) -> Shares:
         if not isinstance(step.role, Sum):
@@ -380,7 +380,7 @@ def _expand_share_sum(op: Emitter, node: CompositeNode) -> Sequence[Value]:
         z = parts[0]
         for part in parts[1:]:
             z = op.Add(z, part)
-        s = quotient(op, node.r, z, rule["epsilon"], nonnegative=True)
+        s = safe_divide(op, node.r, z)
     else:
         z = node.extra[0] or forward.y
         s = quotient(op, node.r, z, rule["epsilon"], nonnegative=rule["z_nonnegative"])

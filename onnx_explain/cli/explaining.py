@@ -1,0 +1,219 @@
+"""`explain`: inputs stream through in batches, one Explainer per method, and every finished input leaves its files.
+
+What a file looks like is `results.py`'s affair, what a table looks like `console.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx_explain.cli.arguments import Aim, aims, shared_options
+from onnx_explain.cli.results import Named, Record, Results
+from onnx_explain.data import Array, InputSpec, Layout, Preprocessing, Sample, find_inputs, load, sample_names
+from onnx_explain.errors import ExplainError
+from onnx_explain.explainer import Explainer
+from onnx_explain.explanation import Explanation, Target
+from onnx_explain.ir.view import dims
+from onnx_explain.methods import METHODS, Seed, resolve
+from onnx_explain.relevance import channel_axis, explained_tensor
+
+Progress = Callable[[int, int], None]  # inputs finished, inputs in all
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything `explain` was asked for, read and checked, but for what needs the model."""
+
+    model: Path
+    inputs: Sequence[str | Path]
+    out: Path
+    methods: Sequence[str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: Seed | None = None
+    targets: Sequence[str] = ()
+    output: str | None = None
+    logits: bool = True
+    keep: Sequence[str] = ()
+    labels: Path | None = None
+    preprocessing: Callable[[str | None], Preprocessing] | None = None  # from the preset that the model names
+    layout: Layout | None = None
+    batch_size: int = 8
+    threads: int | None = None
+    input_shapes: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
+    overlay: bool = True
+    dark: bool = False
+    folder_per_input: bool = True
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run found: a record per input, method and target, and the model it explained."""
+
+    records: list[Record]
+    sha256: str
+    inputs: int
+
+
+def run(job: Job, progress: Progress | None = None) -> Finished:
+    """Explain every input of the job under every method and target; raises ExplainError, with finished inputs kept."""
+    from onnx_explain.cli.labels import embedded_preset, labels_of
+
+    paths = find_inputs(job.inputs)
+    explainers = _explainers(job)
+    first = next(iter(explainers.values()))
+    labels = labels_of(first, job.labels)
+    wanted = aims(job.targets, labels)
+    specs = input_specs(first, job.input_shapes, job.layout)
+    make = job.preprocessing or _default_preprocessing
+    samples = _samples(paths, specs, make(embedded_preset(first)), job.layout)
+    protected = [job.model, *paths, *([job.labels] if job.labels else [])]
+    results = Results(job.out, protected, labels=labels, overlay=job.overlay, dark=job.dark, nested=job.folder_per_input)
+    records: list[Record] = []
+    inputs = 0
+    for batch in _batches(samples, _batch_size(job, specs)):
+        found = {(name, aim): _explain(e, batch, aim, specs, job.layout) for name, e in explainers.items() for aim in wanted}
+        for i, (_, path, sample) in enumerate(batch):
+            named = [Named(name, aim.text, METHODS[name], one[i]) for (name, aim), one in found.items()]
+            records += results.write(sample, path, named, several_targets=len(wanted) > 1)
+            inputs += 1
+        if progress is not None:
+            progress(batch[-1][0] + 1, len(paths))
+    return Finished(records, first.sha256, inputs)
+
+
+def _default_preprocessing(preset: str | None) -> Preprocessing:
+    from onnx_explain.data import preprocessing
+
+    return preprocessing(preset)
+
+
+def _explainers(job: Job) -> dict[str, Explainer]:
+    """One Explainer per method, by the method's own name, each once."""
+    methods = {m.name: m for m in map(resolve, job.methods)}
+    options = shared_options({name: m.options for name, m in methods.items()}, job.options)
+    return {
+        name: Explainer(
+            job.model, name, seed=job.seed, output=job.output, logits=job.logits, keep=job.keep, threads=job.threads,
+            input_shapes=job.input_shapes or None, **options[name],
+        )
+        for name in methods
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- inputs
+
+
+def input_specs(explainer: Explainer, shapes: Mapping[str, Sequence[int | None]], layout: Layout | None) -> list[InputSpec]:
+    """The model's inputs as data is fitted to them; the graph says where the channels are, where the shape does not."""
+    specs = []
+    for name, (shape, dtype) in explainer.inputs.items():
+        given = shapes.get(name, ())
+        sizes = tuple(s if s is not None else g for s, g in zip_longest(shape, given)) if shape or given else shape
+        spec = InputSpec(name, sizes, dtype)
+        if layout is None and len(sizes) == 4 and spec.layout is None:
+            axis = channel_axis(explainer.source_model, name, [s or 0 for s in sizes])
+            stated: dict[int | None, Layout] = {1: "NCHW", 3: "NHWC"}
+            spec = replace(spec, stated_layout=stated.get(axis))
+        specs.append(spec)
+    return specs
+
+
+def _samples(
+    paths: Sequence[Path], specs: Sequence[InputSpec], preprocessing: Preprocessing, layout: Layout | None
+) -> Iterator[tuple[int, Path, Sample]]:
+    """Every sample of every file, under a name that no other has (on any file system: case does not count)."""
+    taken: set[str] = set()
+    reserved = {name.casefold() for name in sample_names(paths)}
+    for i, (path, name) in enumerate(zip(paths, sample_names(paths))):
+        for sample in load(path, specs, preprocessing, layout=layout, name=name):
+            attempt, number = sample.name, 2
+            while attempt.casefold() in taken or (attempt != name and attempt.casefold() in reserved):
+                attempt, number = f"{sample.name}-{number}", number + 1
+            taken.add(attempt.casefold())
+            yield i, path, replace(sample, name=attempt)
+
+
+_Batch = list[tuple[int, Path, Sample]]
+
+
+def _batches(samples: Iterator[tuple[int, Path, Sample]], size: int) -> Iterator[_Batch]:
+    """Up to `size` consecutive samples of equal shapes; what came before an unreadable one is handed out first."""
+    batch: _Batch = []
+    fault: ExplainError | None = None
+    while fault is None:
+        try:
+            item = next(samples, None)
+        except ExplainError as error:
+            item, fault = None, error
+        if batch and (item is None or len(batch) == size or _shapes(item[2]) != _shapes(batch[0][2])):
+            yield batch
+            batch = []
+        if item is None:
+            break
+        batch.append(item)
+    if fault is not None:
+        raise fault
+
+
+def _shapes(sample: Sample) -> list[tuple[int, ...]]:
+    return [a.shape for a in sample.feeds.values()]
+
+
+def _batch_size(job: Job, specs: Sequence[InputSpec]) -> int:
+    """What the model's batch is fixed to, or what was asked for; 1 where an input has no batch axis."""
+    if any(not s.shape for s in specs):
+        return 1
+    fixed = next((s.shape[0] for s in specs if s.shape[0] is not None), None)
+    return job.batch_size if fixed in (None, 1) else int(fixed or 1)
+
+
+# ------------------------------------------------------------------------------------------- explanations
+
+
+def _explain(
+    explainer: Explainer, batch: _Batch, aim: Aim, specs: Sequence[InputSpec], layout: Layout | None
+) -> list[Explanation]:
+    """One explanation per sample of the batch."""
+    samples = [s for _, _, s in batch]
+    fixed = next((s.shape[0] for s in specs if s.shape and s.shape[0] is not None), 1) or 1
+    # a model of fixed batch gets its last batch filled up with the last sample
+    filled = samples + samples[-1:] * (-len(samples) % fixed)
+    feeds: dict[str, Array] = {
+        s.name: np.concatenate([f.feeds[s.name] for f in filled]) if s.shape else samples[0].feeds[s.name] for s in specs
+    }
+    whole = explainer(feeds, target=aim.target)
+    if layout is not None:
+        axes = {s.name: {"NCHW": 1, "NHWC": 3}[layout] for s in specs if len(s.shape) == 4}
+        whole = replace(whole, channel_axis={**whole.channel_axis, **axes})
+    return [single(whole, i, len(filled)) for i in range(len(samples))]
+
+
+def single(whole: Explanation, i: int, count: int) -> Explanation:
+    """Sample i of an explanation of `count` samples, every array with a batch of 1."""
+
+    def row(arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return {n: a[i : i + 1] if a.ndim and a.shape[0] == count else a for n, a in arrays.items()}
+
+    return replace(
+        whole,
+        relevance=row(whole.relevance),
+        outputs=row(whole.outputs),
+        target=Target(whole.target.tensor, whole.target.index[i : i + 1], whole.target.score[i : i + 1]),
+        conservation=whole.conservation[i : i + 1],
+        absorbed=whole.absorbed[i : i + 1],
+        seconds=whole.seconds / count,
+        inputs=row(whole.inputs),
+        kept=row(whole.kept),
+    )
+
+
+def explained(explainer: Explainer, output: str | None, *, logits: bool) -> tuple[str, str]:
+    """Name and shape of the tensor whose element is explained."""
+    value = explained_tensor(explainer.model, output, logits=logits)
+    return value.name or "", f"[{', '.join('N' if d is None else str(d) for d in dims(value))}]"

@@ -1,0 +1,253 @@
+"""What each command does once its arguments are read, and what it prints: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnx_explain.cli import console
+from onnx_explain.cli.explaining import Finished, Job, explained, run
+from onnx_explain.cli.results import Record, write_text
+from onnx_explain.errors import InputError, OutputError, UnsupportedOperator
+from onnx_explain.explainer import Explainer
+from onnx_explain.methods import METHODS, Method, Seed, resolve
+from onnx_explain.relevance import Row
+from onnx_explain.version import __version__
+
+_MOST_LINES = 60
+Shapes = Mapping[str, Sequence[int | None]]
+
+
+# ------------------------------------------------------------------------------------------- explain
+
+
+def explain_with_report(job: Job, *, as_json: bool) -> None:
+    """Run the job with a progress bar, print its table or document, and leave the document beside the results."""
+    with _progress(visible=not as_json) as advance:
+        finished = run(job, advance)
+    document = explain_document(job, finished)
+    write_text(job.out / "explanations.json", console.as_json(document) + "\n")
+    if as_json:
+        console.print_json(document)
+        return
+    print_records(finished.records)
+    console.say(f"\n{_counted(len(finished.records), 'explanation')} of {_counted(finished.inputs, 'input')} in {job.out}/")
+
+
+def explain_document(job: Job, finished: Finished) -> dict[str, Any]:
+    """The run as plain data."""
+    return {
+        "onnx_explain": __version__,
+        "model": {"path": str(job.model), "sha256": finished.sha256},
+        "folder": str(job.out),
+        "results": [r.as_dict() for r in finished.records],
+    }
+
+
+def print_records(records: Sequence[Record]) -> None:
+    """A line per method and target below the name of each input."""
+    rows: list[Sequence[str] | str] = []
+    last = ""
+    for r in records[:_MOST_LINES]:
+        if r.name != last:
+            rows.append(_heading(r))
+        conservation = console.short(r.conservation) if r.conserves else "-"
+        rows.append((r.method, r.explained, console.short(r.score), conservation, f"{r.seconds:.3f}"))
+        last = r.name
+    console.print_table(("method", "explained", "score", "conservation", "seconds"), rows, flexible=1, right=(2, 3, 4))
+    if len(records) > _MOST_LINES:
+        console.say(f"… and {len(records) - _MOST_LINES} more in explanations.json")
+
+
+def _heading(r: Record) -> str:
+    """The input, and what the model says about it."""
+    if r.predicted is None:
+        return r.name
+    said = f"{r.predicted_label} ({r.predicted})" if r.predicted_label else r.predicted_element
+    return f"{r.name}: predicted {said}"
+
+
+@contextmanager
+def _progress(*, visible: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr, for more than one input and a person who watches."""
+    if not (visible and sys.stderr.isatty()):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("explaining", visible=False)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=total > 1)
+
+        yield advance
+
+
+# ------------------------------------------------------------------------------------------- convert
+
+
+def convert(
+    model: Path,
+    out: Path,
+    method: str,
+    *,
+    options: Mapping[str, Any],
+    seed: Seed | None,
+    output: str | None,
+    logits: bool,
+    keep: Sequence[str],
+    functions: bool,
+    fold: bool,
+    check: bool,
+    input_shapes: Shapes,
+    as_json: bool,
+) -> None:
+    """Write the explained model and tell what is in it."""
+    if out.suffix.lower() != ".onnx":
+        raise OutputError(f"{out}: an explained model is an .onnx file; give it that suffix.")
+    explainer = Explainer(model, method, seed=seed, output=output, logits=logits, input_shapes=input_shapes or None, **options)
+    written = explainer.convert(out, functions=functions, fold=fold, keep=keep, check=check)
+    document = written_document(written, out)
+    document["source"] = {"path": str(model), "sha256": explainer.sha256, "bytes": model.stat().st_size}
+    if as_json:
+        console.print_json(document)
+        return
+    print_written(document, checked=check)
+
+
+def written_document(written: onnx.ModelProto, path: Path) -> dict[str, Any]:
+    """What the file holds, as plain data."""
+    notes = {p.key.removeprefix("onnx_explain."): p.value for p in written.metadata_props if p.key.startswith("onnx_explain.")}
+    return {
+        "onnx_explain": __version__,
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "nodes": len(written.graph.node),
+        "functions": len(written.functions),
+        "inputs": [_told(v) for v in written.graph.input],
+        "outputs": [_told(v) for v in written.graph.output],
+        "method": notes.get("method", ""),
+        "explained": notes.get("explained", ""),
+        "seed": notes.get("seed", ""),
+    }
+
+
+def print_written(document: Mapping[str, Any], *, checked: bool) -> None:
+    """The written file for people."""
+    values = [("input", v) for v in document["inputs"]] + [("output", v) for v in document["outputs"]]
+    console.print_table(("", "name", "dtype", "shape"), [(kind, v["name"], v["dtype"], v["shape"]) for kind, v in values], flexible=1)
+    told = "its outputs equal the original's" if checked else "not checked"
+    extra = f", {_counted(document['functions'], 'function')}" if document["functions"] else ""
+    console.say(f"\nwritten    {document['path']}: {console.size(document['bytes'])}, {_counted(document['nodes'], 'node')}{extra}; {told}")
+    console.say(f"explained  {document['explained']} by {document['method']}, starting at {'its value' if document['seed'] == 'score' else 'one'}")
+
+
+def _told(value: onnx.ValueInfoProto) -> dict[str, str]:
+    tensor = value.type.tensor_type
+    sizes = [d.dim_param or "?" if not d.HasField("dim_value") else str(d.dim_value) for d in tensor.shape.dim]
+    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    return {"name": value.name, "dtype": _DTYPES.get(dtype, dtype), "shape": f"[{', '.join(sizes)}]"}
+
+
+_DTYPES = {"float": "float32", "double": "float64"}
+
+
+# ------------------------------------------------------------------------------------------- check
+
+
+def check(
+    model: Path,
+    method: str,
+    *,
+    options: Mapping[str, Any],
+    output: str | None,
+    logits: bool,
+    input_shapes: Shapes,
+    as_json: bool,
+) -> bool:
+    """Whether the method can pass every operator; prints operator, role and rule."""
+    explainer = Explainer(model, method, output=output, logits=logits, input_shapes=input_shapes or None, **options)
+    tensor, shape = explained(explainer, output, logits=logits)
+    rows, missing, refusal = _plan(explainer)
+    if as_json:
+        document = {
+            "onnx_explain": __version__,
+            "model": {"path": str(model), "sha256": explainer.sha256},
+            "method": explainer.method,
+            "explained": {"tensor": tensor, "shape": shape},
+            "supported": refusal is None,
+            "unsupported": missing,
+            "reason": refusal,
+            "operators": [vars(r) for r in rows],
+        }
+        console.print_json(document)
+        return refusal is None
+    lines = [(r.op_type, r.role, r.rule or "UNSUPPORTED", r.outputs, r.name) for r in rows]
+    console.print_table(("operator", "role", "rule", "shape", "node"), lines, flexible=4, cut=True)
+    way = f"from {tensor} {shape} to the inputs under {explainer.method}"
+    if refusal is None:
+        console.say(f"\nsupported: {_counted(len(rows), 'operator')} {way}")
+    else:
+        console.say(f"\nunsupported {way}: {refusal}")
+    return refusal is None
+
+
+def _plan(explainer: Explainer) -> tuple[list[Row], list[str], str | None]:
+    """The plan, the nodes without a room, and why the graph cannot be built (None: it can)."""
+    rows: list[Row] = []
+    missing: list[str] = []
+    try:
+        rows, missing = explainer.plan()
+        explainer.build()
+    except UnsupportedOperator as error:
+        return rows, missing, str(error)
+    return rows, missing, None
+
+
+# ------------------------------------------------------------------------------------------- methods
+
+
+def methods(*, as_json: bool) -> None:
+    """The registry as a table."""
+    if as_json:
+        console.print_json([_method(m) for m in METHODS.values()])
+        return
+    for family, title in (("gradient", "Gradient family"), ("relevance", "Relevance methods")):
+        found = [m for m in METHODS.values() if m.family == family]
+        console.say(f"{title}\n")
+        for m in found:
+            console.print_hanging(m.name, m.summary + ("" if m.conserves or family == "gradient" else " (does not conserve)"))
+            console.print_indented(f"{m.paper}.")
+            if m.options:
+                console.print_indented(", ".join(f"{k}={_option(v)}" for k, v in m.options.items()))
+        console.say()
+    console.say("The last line of each: its options with their defaults, set by --option.")
+    console.say("Relevance methods start at the explained value (--seed score), the gradient family at one.")
+
+
+def _method(m: Method) -> dict[str, Any]:
+    return {
+        "name": m.name,
+        "family": m.family,
+        "meaning": m.summary,
+        "paper": m.paper,
+        "options": dict(m.options),
+        "seed": m.seed,
+        "conserves": m.conserves,
+    }
+
+
+def _option(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

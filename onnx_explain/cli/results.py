@@ -1,0 +1,258 @@
+"""The files of one explained input, and its line in the table.
+
+``OUT/<input>/overview.png``: the picture and every map side by side. ``<method>.png``, ``<method>-overlay.png``,
+``<method>.npz``: one each. With several targets ``<method>`` is followed by the target's name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnx_explain import render
+from onnx_explain.data import Array, Sample
+from onnx_explain.errors import OutputError
+from onnx_explain.explanation import Explanation
+from onnx_explain.methods import Method
+
+OVERVIEW = "overview.png"
+_PIXELS = 448  # the shorter side of a heat map, at least
+
+
+@dataclass(frozen=True)
+class Named:
+    """The explanation of one sample with the method and target it answers."""
+
+    method: str
+    target: str
+    entry: Method
+    explanation: Explanation
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of the table and one entry of the JSON document.
+
+    index: of the explained element within the sample, flattened; element: its name. score: its value; probability: the
+    output behind the Softmax or Sigmoid that the explained tensor feeds, where there is one. predicted: the arg-max.
+    conservation: see `Explanation`; without meaning where `conserves` is false. seconds: of the run, per sample.
+    """
+
+    input: str
+    name: str
+    method: str
+    options: Mapping[str, Any]
+    tensor: str
+    index: int
+    element: str
+    label: str | None
+    score: float
+    probability: float | None
+    predicted: int | None
+    predicted_label: str | None
+    predicted_element: str | None
+    conserves: bool
+    conservation: float
+    absorbed: float
+    seconds: float
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def explained(self) -> str:
+        """The explained class or element, for people."""
+        return f"{self.label} ({self.index})" if self.label else self.element
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as plain data."""
+        return asdict(self)
+
+
+class Results:
+    """Writes explanations below one folder, never over a file that was read."""
+
+    def __init__(
+        self, folder: Path, protected: Sequence[Path], *, labels: Sequence[str], overlay: bool, dark: bool, nested: bool
+    ) -> None:
+        self._folder, self._labels = folder, labels
+        self._overlay, self._dark, self._nested = overlay, dark, nested
+        self._protected = {p.resolve() for p in protected}
+        _make(folder)
+
+    def path(self, *parts: str) -> Path:
+        """Where a result goes; OutputError where that is a file that was read."""
+        path = self._folder.joinpath(*parts)
+        if path.resolve() in self._protected:
+            raise OutputError(f"{path} is one of the files to explain; name another folder with --out.")
+        return path
+
+    def write(self, sample: Sample, source: Path, named: Sequence[Named], *, several_targets: bool) -> list[Record]:
+        """All files of one sample; its records, in the order of `named`."""
+        parts = (sample.name,) if self._nested else ()
+        _make(self._folder.joinpath(*parts))
+        stems = _stems(named, several_targets)
+        records = []
+        for one, stem in zip(named, stems):
+            record = self._record(sample, source, one)
+            files = self._maps(sample, one.explanation, record, (*parts,), stem)
+            npz = self.path(*parts, f"{stem}.npz")
+            one.explanation.save(npz)
+            records.append((record, {**files, "arrays": str(npz)}))
+        overview = self._overviews(sample, named, [r for r, _ in records], parts, several_targets)
+        return [replace(record, files={**files, **overview}) for record, files in records]
+
+    # -- pictures
+
+    def _maps(self, sample: Sample, e: Explanation, record: Record, parts: tuple[str, ...], stem: str) -> dict[str, str]:
+        """The heat map (and overlay) of every picture among the inputs, the plot of every other input."""
+        files = {}
+        for name in e.relevance:
+            end = f"-{slug(name)}" if len(e.relevance) > 1 else ""
+            path = self.path(*parts, f"{stem}{end}.png")
+            files[f"heatmap{end}"] = str(path)
+            heat = picture_map(e, name)
+            if heat is None:
+                e.plot(path, input=name, dark=self._dark, title=f"{sample.name}: {record.explained}, {e.method}")
+                continue
+            render.save_png(path, _enlarged(render.colourise(render.normalise(heat))))
+            if self._overlay:
+                over = self.path(*parts, f"{stem}{end}-overlay.png")
+                render.save_png(over, render.overlay(_shown(sample, e, name), heat))
+                files[f"overlay{end}"] = str(over)
+        return files
+
+    def _overviews(
+        self, sample: Sample, named: Sequence[Named], records: Sequence[Record], parts: tuple[str, ...], several: bool
+    ) -> dict[str, str]:
+        """The picture and every map side by side; nothing for inputs that are no pictures."""
+        files = {}
+        first = named[0].explanation
+        for name in first.relevance:
+            heats = [picture_map(n.explanation, name) for n in named]
+            maps = {
+                _panel(n.method, r.explained if several else None): h for n, r, h in zip(named, records, heats) if h is not None
+            }
+            if not maps:
+                continue
+            end = f"-{slug(name)}" if len(first.relevance) > 1 else ""
+            path = self.path(*parts, OVERVIEW.replace(".", f"{end}."))
+            title = sample.name if several else f"{sample.name}: {records[0].explained}"
+            figure = render.figure_images(
+                _shown(sample, first, name), maps, title=title, dark=self._dark, overlays=False
+            )
+            render.save_figure(figure, path)
+            files[f"overview{end}"] = str(path)
+        return files
+
+    # -- records
+
+    def _record(self, sample: Sample, source: Path, one: Named) -> Record:
+        e = one.explanation
+        index = int(e.target.index[0])
+        values, shape, behind = _entries(e)
+        predicted = int(values.argmax()) if values is not None and values.size else None
+        single_axis = shape is None or sum(d != 1 for d in shape) <= 1
+        return Record(
+            input=str(source),
+            name=sample.name,
+            method=one.method,
+            options=dict(e.options),
+            tensor=e.target.tensor,
+            index=index,
+            element=_element(e.target.tensor, index, shape),
+            label=self._label(index) if single_axis else None,
+            score=float(e.target.score[0]),
+            probability=float(values[index]) if behind and values is not None else None,
+            predicted=predicted,
+            predicted_label=self._label(predicted) if single_axis else None,
+            predicted_element=None if predicted is None else _element(e.target.tensor, predicted, shape),
+            conserves=one.entry.conserves,
+            conservation=float(e.conservation[0]),
+            absorbed=float(e.absorbed[0]),
+            seconds=e.seconds,
+        )
+
+    def _label(self, index: int | None) -> str | None:
+        return self._labels[index] if index is not None and 0 <= index < len(self._labels) else None
+
+
+def _entries(e: Explanation) -> tuple[Array | None, tuple[int, ...] | None, bool]:
+    """The sample's entries of the explained tensor, their shape, and whether they lie behind a Softmax or Sigmoid.
+
+    The explained logits are not among the outputs where the model ends in a Softmax; its entries have the same order.
+    """
+    found = e.outputs.get(e.target.tensor)
+    if found is not None:
+        return found[0].ravel() if found.ndim else found.ravel(), found.shape[1:], False
+    for array in e.outputs.values():
+        if array.dtype.kind == "f" and array.ndim and array.shape[0] == 1 and array[0].size > int(e.target.index[0]):
+            return array[0].ravel(), array.shape[1:], True
+    return None, None, False
+
+
+def _element(tensor: str, index: int, shape: tuple[int, ...] | None) -> str:
+    places = np.unravel_index(index, shape) if shape else (index,)
+    return f"{tensor}[{','.join(map(str, (0, *map(int, places))))}]"
+
+
+def picture_map(e: Explanation, name: str) -> Array | None:
+    """The heat map [H, W] of an input that is a picture: rank 4 with channels; None of any other."""
+    if e.relevance[name].ndim != 4 or e.channel_axis.get(name) not in (1, 3):
+        return None
+    heat: Array = e.heatmap(name)[0]
+    return heat
+
+
+def _shown(sample: Sample, e: Explanation, name: str) -> render.Picture:
+    """What the model saw: the resized picture, or an array stretched to 0..255."""
+    if sample.picture is not None:
+        return sample.picture
+    return render.as_picture(e.inputs[name][0], axis=(e.channel_axis[name] or 1) - 1)
+
+
+def _enlarged(rgb: render.Picture) -> render.Picture:
+    """Whole pixels as squares, as large as the overlay."""
+    factor = max(1, round(_PIXELS / min(rgb.shape[:2])))
+    return np.repeat(np.repeat(rgb, factor, axis=0), factor, axis=1)
+
+
+def _panel(method: str, target: str | None) -> str:
+    return method if target is None else f"{method}: {target}"
+
+
+def _stems(named: Sequence[Named], several_targets: bool) -> list[str]:
+    """The file name of each result without its suffix, all distinct."""
+    stems: list[str] = []
+    for one in named:
+        stem = f"{one.method}-{slug(one.target)}" if several_targets else one.method
+        attempt, number = stem, 2
+        while attempt in stems:
+            attempt, number = f"{stem}-{number}", number + 1
+        stems.append(attempt)
+    return stems
+
+
+def slug(text: str) -> str:
+    """A name that every file system takes: letters, digits, dots, dashes and underscores."""
+    return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip("-.") or "unnamed"
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {str(folder)!r} cannot be made: {error.strerror or error}; name another with --out.") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all; OutputError where it cannot."""
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}; check the folder and its permissions.") from error
