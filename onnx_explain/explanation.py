@@ -22,7 +22,8 @@ Array = npt.NDArray[Any]
 class Target:
     """What was explained: element `index[n]` of sample n of `tensor` (the logits behind a Softmax, where there is one).
 
-    index: int64 [N], counted over the sample's flattened entries, -2 for a sample that was not explained; score: [N], its value.
+    index: int64 [N], counted over the sample's flattened entries, -2 for a sample that was not explained; score: [N],
+    its value.
     """
 
     tensor: str
@@ -35,9 +36,9 @@ class Explanation:
     """The relevance of one batch.
 
     relevance: per input name, shape and dtype of that input. outputs: the model's own. absorbed: [N], relevance that
-    reached no input (bias, stabiliser, dead units, constants). conservation: [N], |seeded - arrived - absorbed| / |seeded|:
-    how far the relevance is from adding up; rounding for conserving methods, without meaning for gradients. kept:
-    relevance of the inner tensors asked for. seconds: wall time of the run. inputs: what was explained.
+    reached no input (bias, stabiliser, dead units, constants). conservation: [N], |seeded - arrived - absorbed| /
+    |seeded|: how far the relevance is from adding up; rounding for conserving methods, without meaning for gradients.
+    kept: relevance of the inner tensors asked for. seconds: wall time of the run. inputs: what was explained.
     channel_axis: per input name, the axis a heat map sums, or None.
     """
 
@@ -59,13 +60,14 @@ class Explanation:
         return len(self.target.index)
 
     def heatmap(self, input: str | None = None) -> Array:  # noqa: A002 - ONNX's own word
-        """Relevance with the channel axis summed (its largest magnitude for `saliency`): [N, H, W], or [N, …] without channels."""
+        """Relevance with the channel axis summed (for `saliency` its largest): [N, H, W], or [N, …] without channels."""
         name = self._input(input)
         axis = self.channel_axis.get(name)
         r = self.relevance[name]
         if axis is None:
             return r
-        return r.max(axis) if self.method == "saliency" else r.sum(axis)
+        heat: Array = r.max(axis) if self.method == "saliency" else r.sum(axis)
+        return heat
 
     def plot(
         self,
@@ -83,7 +85,7 @@ class Explanation:
         picture: uint8 [h, w, 3], shown in place of the input's own values. names: of features or channels. title: by
         default the method and the explained element.
 
-        Raises InputError: no such sample or input, or an input of a rank that cannot be drawn. OutputError: no such place.
+        Raises InputError: no such sample or input, or an input of a rank that cannot be drawn. OutputError: no place.
         """
         from onnx_explain import render
 
@@ -93,7 +95,7 @@ class Explanation:
         render.plot(
             self.inputs[name][sample : sample + 1],
             self.relevance[name][sample : sample + 1],
-            path,
+            Path(path),
             layout=self._layout(name),
             picture=picture,
             names=names,
@@ -102,7 +104,7 @@ class Explanation:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write relevance, outputs, target and figures as ``.npz`` or ``.safetensors`` by suffix, whole or not at all."""
+        """Write arrays and figures as ``.npz`` or ``.safetensors`` by suffix, whole or not at all."""
         target = Path(path)
         arrays = self.arrays()
         notes = json.dumps(self.summary())
@@ -114,15 +116,18 @@ class Explanation:
                 save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, draft, {"onnx_explain": notes})
             elif target.suffix == ".npz":
                 with draft.open("wb") as stream:
-                    np.savez_compressed(stream, **arrays, metadata=np.asarray(notes))
+                    entries: dict[str, Any] = {**arrays, "metadata": np.asarray(notes)}
+                    np.savez_compressed(stream, **entries)
             else:
                 raise OutputError(f"{target}: unknown suffix {target.suffix!r}; use .npz or .safetensors.")
             draft.replace(target)
         except OSError as error:
-            raise OutputError(f"{target} cannot be written: {error.strerror or error}; check the folder and its permissions.") from error
+            raise OutputError(
+                f"{target} cannot be written: {error.strerror or error}; check the folder and its permissions."
+            ) from error
 
     def arrays(self) -> dict[str, Array]:
-        """Every array by a flat name: ``relevance/<input>``, ``output/<name>``, ``kept/<tensor>``, ``target/index`` …"""
+        """Every array by a flat name: ``relevance/<input>``, ``output/<name>``, ``kept/<tensor>``, ``target/index``, …"""
         groups = (("relevance", self.relevance), ("output", self.outputs), ("kept", self.kept))
         flat = {f"{group}/{name}": array for group, arrays in groups for name, array in arrays.items()}
         flat |= {"target/index": self.target.index, "target/score": self.target.score}

@@ -245,6 +245,7 @@ _OVERVIEW = "Montavon et al.: Layer-wise relevance propagation: an overview, LNC
 _DENSE = ("Gemm", "MatMul")
 WEIGHTED = Selector(role=Linear, kind="weighted")
 FIRST = Selector(role=Linear, kind="weighted", first=True)
+FIRST_CONV = Selector(role=Linear, kind="weighted", operators=("Conv", "ConvTranspose"), first=True)
 DENSE = Selector(role=Linear, kind="weighted", operators=_DENSE)
 
 
@@ -348,7 +349,7 @@ def _epsilon_alpha2_beta1_flat(alpha: float = 2.0, beta: float = 1.0, epsilon: f
 @register_method("lrp-epsilon-gamma-box", "zᴮ on the first convolution, γ on convolutions, ε on dense layers", _OVERVIEW)
 def _epsilon_gamma_box(low: Bounds = -3.0, high: Bounds = 3.0, gamma: float = 0.25, epsilon: float = 1e-6, zero_bias: bool = False, batch_norm: BatchNorm = "fold", sums: Any = "signed", products: Any = "uniform") -> Composite:
     rows = (
-        (FIRST, lrp.z_box(low, high, epsilon), "zᴮ"),
+        (FIRST_CONV, lrp.z_box(low, high, epsilon), "zᴮ"),
         (DENSE, lrp.epsilon(epsilon, zero_bias=zero_bias), "ε"),
         (WEIGHTED, lrp.gamma(gamma, epsilon, zero_bias=zero_bias), "γ"),
     )

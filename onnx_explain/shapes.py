@@ -4,8 +4,8 @@ Here live the outlines, the textures, the distractors and the sampling; nothing 
 Sample `index` of `seed` is a function of these two numbers alone, whatever was drawn before it; sizes differ
 in resolution (and pixel noise), not in layout.
 
-The class is drawn independently of colour, place, size, angle and surroundings, so the outline alone tells it:
-a heatmap that is right must lie on `Shape.mask`. Distractors share the colours and the textures of the targets
+The class is drawn independently of colour, place, size, angle and surroundings, and the outline alone tells it,
+so the evidence lies on `Shape.mask` and along its rim. Distractors share the colours and the textures of the targets
 but have no class: ragged blobs, striped and noisy patches, scribbles, and loose arcs, corners and bars.
 """
 

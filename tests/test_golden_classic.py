@@ -82,9 +82,7 @@ GRADIENTS: dict[str, str] = {
 def _cases(net: str, keys: list[str], arrays: Any) -> Iterator[tuple[str, Call, str, float]]:
     """(key, method and options, seed, float64 tolerance) of every array of this issue's methods."""
     box: tuple[Any, Any] = (0.0, 1.0)
-    if net == "mlp":  # its input is flattened before the first layer: the peer used one bound for all
-        box = (float(arrays["zbox_low"]), float(arrays["zbox_high"]))
-    elif "zbox_low_vec" in keys:
+    if "zbox_low_vec" in keys:
         box = (tuple(arrays["zbox_low_vec"].reshape(-1).tolist()), tuple(arrays["zbox_high_vec"].reshape(-1).tolist()))
     for key in keys:
         if key in GRADIENTS:

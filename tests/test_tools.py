@@ -183,7 +183,7 @@ def test_an_explained_model_that_predicts_something_else_is_not_timed(
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the high-water mark is reset through /proc")
 def test_the_peak_counts_what_the_run_allocates(bench: ModuleType, tmp_path: Path) -> None:
-    shape = ["n", 1024, 1024]
+    shape: list[str | int] = ["n", 1024, 1024]
     inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)]
     graph = helper.make_graph([helper.make_node("Neg", ["input"], ["logits"])], "g", inputs, outputs)

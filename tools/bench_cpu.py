@@ -358,9 +358,17 @@ def environment(command: str, packages: Sequence[str]) -> dict[str, str]:
         "machine": f"{cpu_name()}, {usable_cores()} cores, {platform.system()} {platform.machine()}",
         "versions": ", ".join([f"python {platform.python_version()}", *(f"{k} {v}" for k, v in versions.items())]),
         "date": datetime.date.today().isoformat(),
-        "load before the run": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown",
+        "load before the run": load(),
         "command": command,
     }
+
+
+def load() -> str:
+    """The load average of the last minute, and a warning where other work will lengthen the times."""
+    if not hasattr(os, "getloadavg"):
+        return "unknown"
+    average = os.getloadavg()[0]
+    return f"{average:.1f}" + (" (busy: absolute times are too long)" if average > 0.5 * usable_cores() else "")
 
 
 def cpu_name() -> str:
@@ -421,6 +429,7 @@ def main(argv: Sequence[str] | None = None, build: Builder = build_with_library)
     facts["settings"] = (
         f"{args.threads} threads, no spinning, float32, {args.size}², {args.rounds} pairs of runs, He-random weights"
     )
+    print("\n".join(f"{key}: {value}" for key, value in facts.items()), file=sys.stderr)
     bench = Bench(args.batch, args.rounds, args.threads, build)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:

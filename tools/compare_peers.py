@@ -224,8 +224,8 @@ CONTESTS = (
     Contest("gradient", "Captum Saliency", captum_method("Saliency", abs=False)),
     Contest("input-x-gradient", "Captum InputXGradient", captum_method("InputXGradient")),
     Contest("guided-backprop", "Captum GuidedBackprop", captum_method("GuidedBackprop")),
-    Contest("lrp-epsilon", "Captum LRP", captum_method("LRP"), same=False),
-    Contest("lrp-epsilon-plus", "Zennit EpsilonPlus", zennit_composite("EpsilonPlus"), same=False),
+    Contest("lrp-epsilon", "Captum LRP", captum_method("LRP"), same=False),  # residual sums are unknown to it
+    Contest("lrp-epsilon-plus", "Zennit EpsilonPlus", zennit_composite("EpsilonPlus")),
     Contest(
         "lrp-epsilon-alpha2-beta1", "Zennit EpsilonAlpha2Beta1", zennit_composite("EpsilonAlpha2Beta1"), same=False
     ),
@@ -233,7 +233,6 @@ CONTESTS = (
         f"lrp-epsilon-gamma-box:low={BOX[0]},high={BOX[1]}",
         "Zennit EpsilonGammaBox",
         zennit_composite("EpsilonGammaBox", box=True),
-        same=False,
     ),
 )
 
@@ -391,6 +390,7 @@ def main(argv: Sequence[str] | None = None, build: Builder = bench_cpu.build_wit
     command = shlex.join(["python", "tools/compare_peers.py", *(argv or sys.argv[1:])])
     facts = bench_cpu.environment(command, ("onnx-explain", "onnxruntime", "torch", "captum", "zennit", "numpy"))
     facts["settings"] = f"{args.threads} threads each, float32, {args.size}², {args.rounds} rounds, He-random weights"
+    print("\n".join(f"{key}: {value}" for key, value in facts.items()), file=sys.stderr)
     lines: list[Line] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in args.models:

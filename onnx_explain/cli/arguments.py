@@ -70,7 +70,9 @@ def input_shapes(texts: Sequence[str]) -> dict[str, list[int | None]]:
         match = re.fullmatch(r"(?P<name>.+?)\s*[:=]\s*\[?(?P<sizes>[^\[\]]*)\]?\s*", text)
         sizes = [s.strip() for s in match["sizes"].split(",")] if match else []
         if match is None or not all(re.fullmatch(r"[1-9]\d{0,9}|[A-Za-z_]\w*|\?|-1", s) for s in sizes):
-            raise InputError(f"--input-shape {text!r} is not understood; write name:[1,3,224,224] (N leaves the batch open).")
+            raise InputError(
+                f"--input-shape {text!r} is not understood; write name:[1,3,224,224] (N leaves the batch open)."
+            )
         found[match["name"]] = [int(s) if s.isdigit() else None for s in sizes]
     return found
 
@@ -82,7 +84,9 @@ def numbers(text: str | None, option: str) -> list[float] | None:
     try:
         return [float(part) for part in text.strip("[]() ").split(",")]
     except ValueError:
-        raise InputError(f"{option} {text!r} is not understood; write one number, or one per channel: 0.5,0.5,0.5.") from None
+        raise InputError(
+            f"{option} {text!r} is not understood; write one number, or one per channel: 0.5,0.5,0.5."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,9 @@ def _aims(text: str, labels: Sequence[str]) -> list[Aim]:
         return [Aim(str(int(part)), int(part)) for part in text.split(",")]
     named = [i for i, label in enumerate(labels) if label.casefold() == text.casefold()]
     if len(named) > 1:
-        raise TargetError(f"The label {text!r} stands for several classes ({', '.join(map(str, named[:8]))}); give an index.")
+        raise TargetError(
+            f"The label {text!r} stands for several classes ({', '.join(map(str, named[:8]))}); give an index."
+        )
     if named:
         return [Aim(str(named[0]), named[0])]
     if labels and "[" not in text:
@@ -129,4 +135,9 @@ def _aims(text: str, labels: Sequence[str]) -> list[Aim]:
             "every other axis."
         )
     inner = ",".join(map(str, element[1:]))
-    return [Aim(f"{parsed.output}[{','.join(filter(None, ('0', inner)))}]", f"{parsed.output}[{','.join(filter(None, (':', inner)))}]")]
+    return [
+        Aim(
+            f"{parsed.output}[{','.join(filter(None, ('0', inner)))}]",
+            f"{parsed.output}[{','.join(filter(None, (':', inner)))}]",
+        )
+    ]

@@ -77,12 +77,17 @@ def _plain(value: Any) -> Any:
 
 
 def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str] | str], *, flexible: int, cut: bool = False, right: Sequence[int] = ()
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str] | str],
+    *,
+    flexible: int,
+    cut: bool = False,
+    right: Sequence[int] = (),
 ) -> None:
     """Print a table, no wider than the terminal; a table that is not for a terminal is as wide as its cells.
 
-    rows: a cell per column, or one text as a heading over the rows that follow. flexible: the column that gives way on a
-    narrow terminal, by going on in the next line or, with `cut`, by an ellipsis. right: the columns of numbers.
+    rows: a cell per column, or one text as a heading over the rows that follow. flexible: the column that gives way on
+    a narrow terminal, by going on in the next line or, with `cut`, by an ellipsis. right: the columns of numbers.
     """
     cells = [row for row in rows if not isinstance(row, str)]
     indent = "  " if len(cells) < len(rows) else ""
@@ -100,7 +105,14 @@ def print_table(
 
 
 def _print_row(
-    row: Sequence[str], widths: Sequence[int], indent: str, flexible: int, cut: bool, right: Sequence[int], *, bold: bool = False
+    row: Sequence[str],
+    widths: Sequence[int],
+    indent: str,
+    flexible: int,
+    cut: bool,
+    right: Sequence[int],
+    *,
+    bold: bool = False,
 ) -> None:
     parts = _broken(row[flexible], widths[flexible], cut)
     for number, part in enumerate(parts):

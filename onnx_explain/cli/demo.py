@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ import numpy as np
 from onnx_explain.cli import console, report
 from onnx_explain.cli.explaining import Job
 from onnx_explain.cli.explaining import run as run_job
-from onnx_explain.cli.results import OVERVIEW, Record, write_text
+from onnx_explain.cli.results import OVERVIEW, Record, make_folder, write_bytes
 from onnx_explain.errors import ModelError
 from onnx_explain.explainer import Explainer
 
@@ -33,48 +31,52 @@ METHODS = (
 )
 CONVERTED = "lrp-epsilon-plus-flat"
 EXPLAINED = "explained.onnx"
+MODEL, PICTURE = "shapes_cnn.onnx", "demo.png"
 
 
 def run(out: Path, *, dark: bool = False, as_json: bool = False) -> None:
     """Explain the bundled picture into `out`, write the explained model there, and tell what came of it."""
     started = time.perf_counter()
-    with ExitStack() as stack:
-        model, picture, labels = (
-            stack.enter_context(resources.as_file(_bundled(name))) for name in ("shapes_cnn.onnx", "demo.png", "labels.txt")
-        )
-        job = Job(
-            model, [picture], out, METHODS,
-            options={"low": 0.0, "high": 1.0}, labels=labels, dark=dark, folder_per_input=False,
-        )  # fmt: skip
-        finished = run_job(job)
-        explainer = Explainer(model, CONVERTED)
-        written = explainer.convert(out / EXPLAINED)
-    document = report.explain_document(job, finished)
+    make_folder(out)
+    for name in (MODEL, PICTURE):  # beside the results, to go on with
+        write_bytes(out / name, _bundled(name))
+    options = {"low": 0.0, "high": 1.0}  # of the picture's values, for the box rules
+    finished = run_job(
+        Job(out / MODEL, [out / PICTURE], out, METHODS, options=options, dark=dark, folder_per_input=False)
+    )
+    written = Explainer(out / MODEL, CONVERTED).convert(out / EXPLAINED)
+    document = report.explain_document(out / MODEL, out, finished)
     document["explained_model"] = report.written_document(written, out / EXPLAINED)
-    write_text(out / "explanations.json", console.as_json(document) + "\n")
+    write_bytes(out / "explanations.json", console.as_json(document).encode() + b"\n")
     if as_json:
         console.print_json(document)
         return
-    _print(finished.records, out, written_bytes=document["explained_model"]["bytes"], seconds=time.perf_counter() - started)
+    _print(finished.records, out, size=document["explained_model"]["bytes"], seconds=time.perf_counter() - started)
 
 
-def _bundled(name: str) -> Traversable:
+def _bundled(name: str) -> bytes:
     found = resources.files("onnx_explain") / "bundled" / name
     if not found.is_file():
         raise ModelError(f"The bundled file {name!r} is missing from this installation; install onnx-explain again.")
-    return found
+    return found.read_bytes()
 
 
-def _print(records: Sequence[Record], out: Path, *, written_bytes: int, seconds: float) -> None:
+def _print(records: Sequence[Record], out: Path, *, size: int, seconds: float) -> None:
     first = records[0]
-    console.say(f"The bundled network sees: {first.predicted_label}, logit {first.score:.2f}, probability {_probability(first):.1%}")
+    console.say(
+        f"The bundled network sees: {first.predicted_label}, "
+        f"logit {first.score:.2f}, probability {_probability(first):.1%}"
+    )
     console.say()
     report.print_records(records)
     console.say("\nconservation: how far the relevance is from adding up to the score; gradients do not (-)")
-    console.print_hanging(f"{out}/{OVERVIEW}", "the picture and every map side by side")
-    console.print_hanging(f"{out}/<method>.png, .npz", "each heat map, and its numbers")
-    console.print_hanging(f"{out}/{EXPLAINED}", f"the network with {CONVERTED} built in, {console.size(written_bytes)}: ONNX Runtime alone runs it")
-    console.say(f"\ndone in {seconds:.1f} s")
+    console.say()
+    console.print_hanging(f"{out / OVERVIEW}", "the picture and every map side by side")
+    console.print_hanging(f"{out / '<method>'}.png, .npz", "each map, and its numbers")
+    told = f"predicts, and explains by {CONVERTED}; plain ONNX, {console.size(size)}"
+    console.print_hanging(f"{out / EXPLAINED}", told)
+    console.say(f"\nDone in {seconds:.1f} s. Go on with:")
+    console.say(f"  onnx-explain explain {out / MODEL} {out / PICTURE} -m rap -t ring")
 
 
 def _probability(record: Record) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 from onnx_explain.cli.arguments import Aim, aims, shared_options
 from onnx_explain.cli.results import Named, Record, Results
 from onnx_explain.data import Array, InputSpec, Layout, Preprocessing, Sample, find_inputs, load, sample_names
-from onnx_explain.errors import ExplainError
+from onnx_explain.errors import ExplainError, InputError
 from onnx_explain.explainer import Explainer
 from onnx_explain.explanation import Explanation, Target
 from onnx_explain.ir.view import dims
@@ -67,17 +67,22 @@ def run(job: Job, progress: Progress | None = None) -> Finished:
     paths = find_inputs(job.inputs)
     explainers = _explainers(job)
     first = next(iter(explainers.values()))
+    _check_explainable(first, job.keep)
     labels = labels_of(first, job.labels)
     wanted = aims(job.targets, labels)
     specs = input_specs(first, job.input_shapes, job.layout)
     make = job.preprocessing or _default_preprocessing
     samples = _samples(paths, specs, make(embedded_preset(first)), job.layout)
     protected = [job.model, *paths, *([job.labels] if job.labels else [])]
-    results = Results(job.out, protected, labels=labels, overlay=job.overlay, dark=job.dark, nested=job.folder_per_input)
+    results = Results(
+        job.out, protected, labels=labels, overlay=job.overlay, dark=job.dark, nested=job.folder_per_input
+    )
     records: list[Record] = []
     inputs = 0
     for batch in _batches(samples, _batch_size(job, specs)):
-        found = {(name, aim): _explain(e, batch, aim, specs, job.layout) for name, e in explainers.items() for aim in wanted}
+        found = {
+            (name, aim): _explain(e, batch, aim, specs, job.layout) for name, e in explainers.items() for aim in wanted
+        }
         for i, (_, path, sample) in enumerate(batch):
             named = [Named(name, aim.text, METHODS[name], one[i]) for (name, aim), one in found.items()]
             records += results.write(sample, path, named, several_targets=len(wanted) > 1)
@@ -106,10 +111,23 @@ def _explainers(job: Job) -> dict[str, Explainer]:
     }  # fmt: skip
 
 
+def _check_explainable(explainer: Explainer, keep: Sequence[str]) -> None:
+    """Refuse a model none of whose inputs can get relevance, unless an inner tensor's is asked for."""
+    if keep or any(dtype.kind not in "biuOUS" for _, dtype in explainer.inputs.values()):
+        return
+    listed = ", ".join(f"{name!r} {dtype}" for name, (_, dtype) in explainer.inputs.items())
+    raise InputError(
+        f"No input of the model holds floats ({listed}), so none gets relevance: name an inner tensor with --keep, "
+        "such as the embedding's output."
+    )
+
+
 # ------------------------------------------------------------------------------------------- inputs
 
 
-def input_specs(explainer: Explainer, shapes: Mapping[str, Sequence[int | None]], layout: Layout | None) -> list[InputSpec]:
+def input_specs(
+    explainer: Explainer, shapes: Mapping[str, Sequence[int | None]], layout: Layout | None
+) -> list[InputSpec]:
     """The model's inputs as data is fitted to them; the graph says where the channels are, where the shape does not."""
     specs = []
     for name, (shape, dtype) in explainer.inputs.items():
@@ -185,7 +203,8 @@ def _explain(
     # a model of fixed batch gets its last batch filled up with the last sample
     filled = samples + samples[-1:] * (-len(samples) % fixed)
     feeds: dict[str, Array] = {
-        s.name: np.concatenate([f.feeds[s.name] for f in filled]) if s.shape else samples[0].feeds[s.name] for s in specs
+        s.name: np.concatenate([f.feeds[s.name] for f in filled]) if s.shape else samples[0].feeds[s.name]
+        for s in specs
     }
     whole = explainer(feeds, target=aim.target)
     if layout is not None:

@@ -12,10 +12,10 @@ import onnx
 
 from onnx_explain.cli import console
 from onnx_explain.cli.explaining import Finished, Job, explained, run
-from onnx_explain.cli.results import Record, write_text
-from onnx_explain.errors import InputError, OutputError, UnsupportedOperator
+from onnx_explain.cli.results import Record, write_bytes
+from onnx_explain.errors import OutputError, UnsupportedOperator
 from onnx_explain.explainer import Explainer
-from onnx_explain.methods import METHODS, Method, Seed, resolve
+from onnx_explain.methods import METHODS, Method, Seed
 from onnx_explain.relevance import Row
 from onnx_explain.version import __version__
 
@@ -26,25 +26,27 @@ Shapes = Mapping[str, Sequence[int | None]]
 # ------------------------------------------------------------------------------------------- explain
 
 
-def explain_with_report(job: Job, *, as_json: bool) -> None:
+def explain(job: Job, *, as_json: bool) -> None:
     """Run the job with a progress bar, print its table or document, and leave the document beside the results."""
     with _progress(visible=not as_json) as advance:
         finished = run(job, advance)
-    document = explain_document(job, finished)
-    write_text(job.out / "explanations.json", console.as_json(document) + "\n")
+    document = explain_document(job.model, job.out, finished)
+    write_bytes(job.out / "explanations.json", console.as_json(document).encode() + b"\n")
     if as_json:
         console.print_json(document)
         return
     print_records(finished.records)
-    console.say(f"\n{_counted(len(finished.records), 'explanation')} of {_counted(finished.inputs, 'input')} in {job.out}/")
+    console.say(
+        f"\n{_counted(len(finished.records), 'explanation')} of {_counted(finished.inputs, 'input')} in {job.out}/"
+    )
 
 
-def explain_document(job: Job, finished: Finished) -> dict[str, Any]:
+def explain_document(model: Path, out: Path, finished: Finished) -> dict[str, Any]:
     """The run as plain data."""
     return {
         "onnx_explain": __version__,
-        "model": {"path": str(job.model), "sha256": finished.sha256},
-        "folder": str(job.out),
+        "model": {"path": str(model), "sha256": finished.sha256},
+        "folder": str(out),
         "results": [r.as_dict() for r in finished.records],
     }
 
@@ -66,10 +68,7 @@ def print_records(records: Sequence[Record]) -> None:
 
 def _heading(r: Record) -> str:
     """The input, and what the model says about it."""
-    if r.predicted is None:
-        return r.name
-    said = f"{r.predicted_label} ({r.predicted})" if r.predicted_label else r.predicted_element
-    return f"{r.name}: predicted {said}"
+    return r.name if r.prediction is None else f"{r.name}: predicted {r.prediction}"
 
 
 @contextmanager
@@ -113,7 +112,9 @@ def convert(
     """Write the explained model and tell what is in it."""
     if out.suffix.lower() != ".onnx":
         raise OutputError(f"{out}: an explained model is an .onnx file; give it that suffix.")
-    explainer = Explainer(model, method, seed=seed, output=output, logits=logits, input_shapes=input_shapes or None, **options)
+    explainer = Explainer(
+        model, method, seed=seed, output=output, logits=logits, input_shapes=input_shapes or None, **options
+    )
     written = explainer.convert(out, functions=functions, fold=fold, keep=keep, check=check)
     document = written_document(written, out)
     document["source"] = {"path": str(model), "sha256": explainer.sha256, "bytes": model.stat().st_size}
@@ -125,7 +126,11 @@ def convert(
 
 def written_document(written: onnx.ModelProto, path: Path) -> dict[str, Any]:
     """What the file holds, as plain data."""
-    notes = {p.key.removeprefix("onnx_explain."): p.value for p in written.metadata_props if p.key.startswith("onnx_explain.")}
+    notes = {
+        p.key.removeprefix("onnx_explain."): p.value
+        for p in written.metadata_props
+        if p.key.startswith("onnx_explain.")
+    }
     return {
         "onnx_explain": __version__,
         "path": str(path),
@@ -143,11 +148,15 @@ def written_document(written: onnx.ModelProto, path: Path) -> dict[str, Any]:
 def print_written(document: Mapping[str, Any], *, checked: bool) -> None:
     """The written file for people."""
     values = [("input", v) for v in document["inputs"]] + [("output", v) for v in document["outputs"]]
-    console.print_table(("", "name", "dtype", "shape"), [(kind, v["name"], v["dtype"], v["shape"]) for kind, v in values], flexible=1)
+    console.print_table(
+        ("", "name", "dtype", "shape"), [(kind, v["name"], v["dtype"], v["shape"]) for kind, v in values], flexible=1
+    )
     told = "its outputs equal the original's" if checked else "not checked"
-    extra = f", {_counted(document['functions'], 'function')}" if document["functions"] else ""
-    console.say(f"\nwritten    {document['path']}: {console.size(document['bytes'])}, {_counted(document['nodes'], 'node')}{extra}; {told}")
-    console.say(f"explained  {document['explained']} by {document['method']}, starting at {'its value' if document['seed'] == 'score' else 'one'}")
+    parts = [console.size(document["bytes"]), _counted(document["nodes"], "node")]
+    parts += [_counted(document["functions"], "function")] if document["functions"] else []
+    start = "its value" if document["seed"] == "score" else "one"
+    console.say(f"\nwritten    {document['path']}: {', '.join(parts)}; {told}")
+    console.say(f"explained  {document['explained']} by {document['method']}, starting at {start}")
 
 
 def _told(value: onnx.ValueInfoProto) -> dict[str, str]:
@@ -224,7 +233,9 @@ def methods(*, as_json: bool) -> None:
         found = [m for m in METHODS.values() if m.family == family]
         console.say(f"{title}\n")
         for m in found:
-            console.print_hanging(m.name, m.summary + ("" if m.conserves or family == "gradient" else " (does not conserve)"))
+            console.print_hanging(
+                m.name, m.summary + ("" if m.conserves or family == "gradient" else " (does not conserve)")
+            )
             console.print_indented(f"{m.paper}.")
             if m.options:
                 console.print_indented(", ".join(f"{k}={_option(v)}" for k, v in m.options.items()))

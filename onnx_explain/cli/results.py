@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,24 @@ class Record:
     seconds: float
     files: Mapping[str, str] = field(default_factory=dict)
 
+    classes: int | None = None  # entries of the explained tensor where it has one axis of them, as class scores have
+
     @property
     def explained(self) -> str:
         """The explained class or element, for people."""
-        return f"{self.label} ({self.index})" if self.label else self.element
+        return self._told(self.index, self.label, self.element)
+
+    @property
+    def prediction(self) -> str | None:
+        """The arg-max, for people; None where the explained tensor is not among the outputs."""
+        return (
+            None if self.predicted is None else self._told(self.predicted, self.predicted_label, self.predicted_element)
+        )
+
+    def _told(self, index: int, label: str | None, element: str | None) -> str:
+        if label:
+            return f"{label} ({index})"
+        return f"class {index}" if (self.classes or 0) > 1 else str(element)
 
     def as_dict(self) -> dict[str, Any]:
         """The record as plain data."""
@@ -81,7 +96,7 @@ class Results:
         self._folder, self._labels = folder, labels
         self._overlay, self._dark, self._nested = overlay, dark, nested
         self._protected = {p.resolve() for p in protected}
-        _make(folder)
+        make_folder(folder)
 
     def path(self, *parts: str) -> Path:
         """Where a result goes; OutputError where that is a file that was read."""
@@ -93,7 +108,7 @@ class Results:
     def write(self, sample: Sample, source: Path, named: Sequence[Named], *, several_targets: bool) -> list[Record]:
         """All files of one sample; its records, in the order of `named`."""
         parts = (sample.name,) if self._nested else ()
-        _make(self._folder.joinpath(*parts))
+        make_folder(self._folder.joinpath(*parts))
         stems = _stems(named, several_targets)
         records = []
         for one, stem in zip(named, stems):
@@ -107,7 +122,9 @@ class Results:
 
     # -- pictures
 
-    def _maps(self, sample: Sample, e: Explanation, record: Record, parts: tuple[str, ...], stem: str) -> dict[str, str]:
+    def _maps(
+        self, sample: Sample, e: Explanation, record: Record, parts: tuple[str, ...], stem: str
+    ) -> dict[str, str]:
         """The heat map (and overlay) of every picture among the inputs, the plot of every other input."""
         files = {}
         for name in e.relevance:
@@ -134,7 +151,9 @@ class Results:
         for name in first.relevance:
             heats = [picture_map(n.explanation, name) for n in named]
             maps = {
-                _panel(n.method, r.explained if several else None): h for n, r, h in zip(named, records, heats) if h is not None
+                _panel(n.method, r.explained if several else None): h
+                for n, r, h in zip(named, records, heats)
+                if h is not None
             }
             if not maps:
                 continue
@@ -155,7 +174,7 @@ class Results:
         index = int(e.target.index[0])
         values, shape, behind = _entries(e)
         predicted = int(values.argmax()) if values is not None and values.size else None
-        single_axis = shape is None or sum(d != 1 for d in shape) <= 1
+        single_axis = shape is not None and sum(d != 1 for d in shape) <= 1
         return Record(
             input=str(source),
             name=sample.name,
@@ -174,6 +193,7 @@ class Results:
             conservation=float(e.conservation[0]),
             absorbed=float(e.absorbed[0]),
             seconds=e.seconds,
+            classes=values.size if single_axis and values is not None else None,
         )
 
     def _label(self, index: int | None) -> str | None:
@@ -195,6 +215,7 @@ def _entries(e: Explanation) -> tuple[Array | None, tuple[int, ...] | None, bool
 
 
 def _element(tensor: str, index: int, shape: tuple[int, ...] | None) -> str:
+    """The explained entry as `--target` takes it: ``scores[0,17,3]``."""
     places = np.unravel_index(index, shape) if shape else (index,)
     return f"{tensor}[{','.join(map(str, (0, *map(int, places))))}]"
 
@@ -241,18 +262,26 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip("-.") or "unnamed"
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; OutputError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"The folder {str(folder)!r} cannot be made: {error.strerror or error}; name another with --out.") from error
+        raise OutputError(
+            f"The folder {str(folder)!r} cannot be made: {error.strerror or error}; name another with --out."
+        ) from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all; OutputError where it cannot."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all; OutputError where it cannot."""
     draft = path.with_name(f".{path.name}.part")
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(content)
         draft.replace(path)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}; check the folder and its permissions.") from error
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror or error}; check the folder and its permissions."
+        ) from error
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)

@@ -177,9 +177,10 @@ def _expand_one(op: Emitter, node: CompositeNode, role: Linear, share: dict[str,
         side = op.Greater(z, 0.0) if share["when"] == "positive" else op.Less(z, 0.0)
         r = op.Mul(r, op.Cast(side, to=int(r.dtype or 1)))
     scaled = r if share["scale"] == 1.0 else op.Mul(r, share["scale"])
-    unbiased, total = _denominator(op, node, role, share["terms"], z)
     nonnegative = _denominator_sign(rule, share)
-    s = quotient(op, scaled, total, rule["epsilon"], nonnegative=nonnegative)
+    slack = rule["epsilon"] if nonnegative else 0.0
+    unbiased, total, raised = _denominator(op, node, role, share["terms"], z, slack)
+    s = op.Div(scaled, total) if raised else quotient(op, scaled, total, rule["epsilon"], nonnegative=nonnegative)
     s.shape = node.node.y.shape
     relevance: Value | None = None
     for term in share["terms"]:
@@ -202,31 +203,41 @@ def _denominator_sign(rule: dict[str, Any] | Any, share: dict[str, Any]) -> bool
     return versions <= safe and all(t["sign"] > 0 and t["b"] in ("+", "0", "2") for t in terms)
 
 
-def _denominator(op: Emitter, node: CompositeNode, role: Linear, terms: list[dict[str, Any]], z: Value) -> tuple[Any, Value]:
-    """(the bias-free part as a thunk, Σ L(w')x' + b'). The forward's own tensor is used where it is that sum."""
+def _denominator(
+    op: Emitter, node: CompositeNode, role: Linear, terms: list[dict[str, Any]], z: Value, slack: float
+) -> tuple[Any, Value, bool]:
+    """(the bias-free part as a thunk, Σ L(w')x' + b', whether `slack` has been added to it).
+
+    The forward's own tensor is used where it is that sum. Bias and stabiliser become one constant per channel behind the
+    operator, which the runtime takes into it.
+    """
     bias = node.extra[0] if node.extra else None
-    plain = len(terms) == 1 and terms[0]["x"] == "" and terms[0]["w"] == ""
-    if plain:
-        free = z if bias is None else None
+    if len(terms) == 1 and terms[0]["x"] == "" and terms[0]["w"] == "":
         if node.rule["zero_bias"] and bias is not None:
             unbiased = op.Sub(z, bias)
-            return (lambda: unbiased), unbiased
-        return (lambda: free if free is not None else op.Sub(z, bias)), z
+            return (lambda: unbiased), unbiased, False
+        return (lambda: z if bias is None else op.Sub(z, bias)), z, False
     total: Value | None = None
     for term in terms:
         part = _forward(op, node, role, term, z, bias)
         part = part if term["sign"] > 0 else op.Neg(part)
         total = part if total is None else op.Add(total, part)
-    kept = None if node.rule["zero_bias"] else bias
-    biases = [(t["sign"], _bias(op, node, kept, t["b"])) for t in terms]
-    biased = total
-    for sign, b in biases:
-        if b is not None and biased is not None:
-            biased = op.Add(biased, b) if sign > 0 else op.Sub(biased, b)
-    if total is None or biased is None:
+    if total is None:
         raise ValueError(f"{node.node.where}: a share without terms")
     free = total
-    return (lambda: free), biased
+    kept = None if node.rule["zero_bias"] else bias
+    offset: Value | None = None
+    for term in terms:
+        b = _bias(op, node, kept, term["b"])
+        if b is not None:
+            b = b if term["sign"] > 0 else op.Neg(b)
+            offset = b if offset is None else op.Add(offset, b)
+    if slack:
+        n = rank(node.node.y)
+        shape = [sizes(node.node.y)[a] if a == role.channel_axis else 1 for a in range(n)]
+        raise_by = op.constant(np.full(shape, slack), like=free)
+        offset = raise_by if offset is None else op.Add(offset, raise_by)
+    return (lambda: free), free if offset is None else op.Add(free, offset), slack > 0
 
 
 def _forward(op: Emitter, node: CompositeNode, role: Linear, term: dict[str, Any], z: Value, bias: Value | None) -> Value:

@@ -87,17 +87,33 @@ def _unbiased(op: Emitter, node: CompositeNode) -> Value:
 
 
 def _nonnegative(op: Emitter, node: CompositeNode, role: Linear) -> tuple[Value, Value]:
-    """x >= 0 (§6.1): one forward with W⁺; Z⁻ = Z⁺ - U, taken as zero below rounding."""
+    """x >= 0 (§6.1): one forward with W⁺; Z⁻ = Z⁺ - U, not below rounding.
+
+    A floor in place of a cut to zero keeps every quotient finite: where Z⁻ is zero every product behind it is zero too.
+    """
     x, w = node.node.input(role.data), _weight(node, role)
     above = version_of(op, w, "+")
     below = _magnitude_of_negative(op, w)
-    # the slack for rounding sits in the weight, which the runtime folds: 5e-7 of Z⁺, which the shift makes up for
-    slack = 1.0 - 4.0 * float(np.finfo(_numpy(x)).eps)
-    zp = role.forward(op, x, op.typed(op.Mul(above, slack), w))
-    zm = positive(op, op.Sub(zp, _unbiased(op, node)))
-    sa, sb = _quotients(op, node, zp, zm)
-    c = op.Mul(x, op.Add(role.transpose(op, sa, above, x), role.transpose(op, sb, below, x)))
-    return _shifted(op, node, op.typed(c, x))
+    zp = _raised(op, role.forward(op, x, above), role)
+    floor = op.Mul(zp, 4.0 * float(np.finfo(_numpy(x)).eps))
+    zm = op.Max(op.Sub(zp, _unbiased(op, node)), floor)
+    r, y, total = node.r, node.node.y, op.Add(zp, zm)
+    if node.rule["split"]:
+        gain = positive(op, r)
+        sa = op.Div(gain, zp)
+        sb = op.Add(op.Div(r, total), op.Div(op.Sub(r, gain), zm))
+    else:
+        sa, sb = op.Div(r, zp), op.Div(r, total)
+    up = role.transpose(op, op.typed(sa, y), above, x)
+    down = role.transpose(op, op.typed(sb, y), below, x)
+    return _shifted(op, node, op.typed(op.Mul(x, op.Add(up, down)), x))
+
+
+def _raised(op: Emitter, z: Value, role: Linear) -> Value:
+    """z + 1e-30: a bias per channel, which the runtime takes into the operator itself."""
+    sizes_of_z = sizes(z)
+    shape = [sizes_of_z[a] if a == role.channel_axis else 1 for a in range(rank(z))]
+    return op.typed(op.Add(z, op.constant(np.full(shape, _TINY), like=z)), z)
 
 
 def _released(op: Emitter, node: CompositeNode, role: Linear, x: Value) -> tuple[Value, Value]:
@@ -138,19 +154,8 @@ def _quotients(op: Emitter, node: CompositeNode, zp: Value, zm: Value) -> tuple[
     if not node.rule["split"]:
         return op.typed(op.Div(r, divisor), y), op.typed(op.Div(r, total), y)
     gain = positive(op, r)
-    loss = op.Sub(r, gain)
-    sa = op.Div(gain, divisor)
-    sb = op.Add(op.Div(r, total), safe_quotient(op, loss, zm))
-    return op.typed(sa, y), op.typed(sb, y)
-
-
-def safe_quotient(op: Emitter, a: Value, b: Value) -> Value:
-    """a⊘b for b >= 0 that was cut to zero: exactly zero there."""
-    if b.dtype != ir.DataType.FLOAT:
-        return safe_divide(op, a, b)
-    # one pass per operation and no Where, which ONNX Runtime runs on one thread
-    live = op.HardSigmoid(b, alpha=3.0e38, beta=0.0)
-    return op.Div(op.Mul(a, live), op.Add(b, _TINY))
+    sb = op.Add(op.Div(r, total), safe_divide(op, op.Sub(r, gain), zm))
+    return op.typed(op.Div(gain, divisor), y), op.typed(sb, y)
 
 
 def _shifted(op: Emitter, node: CompositeNode, c: Value) -> tuple[Value, Value]:
@@ -359,7 +364,7 @@ def summed(*, drop: bool, absolute: bool = False) -> Rule:
         like: list[Value | None] = [step.node.input(k) for k in order]
         if step.accounting:
             like.append(step.node.y)
-        parameters = {"drop": drop or step.sparse, "absolute": absolute}
+        parameters = {"drop": drop or step.sparse, "absolute": absolute, "z_nonnegative": step.sparse and step.rectified}
         outs = composite.emit(op, "RatioSum", step.r, step.node, extra=[step.proxy], rule=parameters, like=like)
         kept = frozenset(order) if drop or step.sparse else frozenset()
         return Shares(dict(zip(order, outs)), list(outs[len(order) :]), kept)
@@ -384,7 +389,9 @@ def _expand_summed(op: Emitter, node: CompositeNode) -> Sequence[Value]:
         z = parts[0]
         for p in parts[1:]:
             z = op.Add(z, p)
-    s = op.typed(safe_divide(op, node.r, z), forward.y)
+    # R is zero where the Relu behind the sum is: nothing divides by zero then
+    cheap = node.rule["z_nonnegative"] and not node.rule["absolute"]
+    s = op.typed(op.Div(node.r, op.Add(z, _TINY)) if cheap else safe_divide(op, node.r, z), forward.y)
     rest = op.typed(op.Sub(node.r, op.Mul(s, z)), forward.y)
     even = None if node.rule["drop"] else op.Mul(rest, 1.0 / len(order))
     shares = []

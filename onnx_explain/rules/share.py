@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import onnx_ir as ir
+
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.operators.roles import Linear, Role
@@ -70,6 +72,10 @@ def stabilise(op: Emitter, z: Value, epsilon: float, *, nonnegative: bool) -> Va
     """D(z, ε) = z + ε·sgn₀(z), sgn₀(0) = +1 (methods.md §0.5)."""
     if nonnegative:
         return op.Add(z, epsilon)
+    if z.dtype == ir.DataType.FLOAT:
+        # 1[z >= 0] as max(0, min(1, 3e38·z + 1)): ONNX Runtime runs Where on one thread, this on all
+        above = op.HardSigmoid(z, alpha=3.0e38, beta=1.0)
+        return op.Add(op.Mul(above, 2.0 * epsilon), op.Sub(z, epsilon))
     sign = op.Where(op.GreaterOrEqual(z, op.constant(0.0, like=z)), op.constant(epsilon, like=z), op.constant(-epsilon, like=z))
     return op.Add(z, sign)
 
