@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnx_explain import target as targets
 from onnx_explain.backends import onnx as backend
-from onnx_explain.errors import InputError, MethodError, OutputError, VerificationError, suggest
+from onnx_explain.errors import InputError, MethodError, ModelError, OutputError, VerificationError, suggest
 from onnx_explain.explanation import Explanation, Target
 from onnx_explain.ir import composite as composites
 from onnx_explain.ir.canonicalize import Shapes, canonicalize
@@ -28,6 +28,7 @@ from onnx_explain.relevance import Options, RelevanceGraph, Row, build, channel_
 from onnx_explain.version import __version__
 
 Array = npt.NDArray[Any]
+OLDEST = 7  # the oldest opset that ONNX Runtime promises to run
 Backend = Literal["onnx", "reference"]
 
 
@@ -89,6 +90,8 @@ class Explainer:
         self._batch_size, self._threads = batch_size, threads
         self._canonical: dict[Any, ir.Model] = {}
         self._built: dict[Any, _Built] = {}
+        if self._source.model.graph.opset_imports.get("", 18) < OLDEST and backend == "onnx":
+            _runs(self._source.model)
         if not _needs_shapes(self._source.model) or self._shapes:
             self.model  # noqa: B018 - a malformed or unsupported model is refused here, not at the first call
 
@@ -338,6 +341,15 @@ def _composite(method: str | Composite, options: Mapping[str, Any]) -> tuple[Com
         raise MethodError(f"method must be a name or a Composite, not {type(method).__name__}.")
     found = resolve(method)
     return found.composite(options), found
+
+
+def _runs(model: ir.Model) -> None:
+    """Refuse a file older than ONNX Runtime's own support that it cannot run: there is no prediction to explain."""
+    try:
+        backend.Session(model)
+    except ModelError as error:
+        version = model.graph.opset_imports.get("")
+        raise ModelError(f"The model has opset {version}, and ONNX Runtime cannot run it as it is: {error} Export it with opset 13 or later.") from error
 
 
 def _needs_shapes(model: ir.Model) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -60,7 +61,7 @@ class Explanation:
         return len(self.target.index)
 
     def heatmap(self, input: str | None = None) -> Array:  # noqa: A002 - ONNX's own word
-        """Relevance with the channel axis summed (for `saliency` its largest): [N, H, W], or [N, …] without channels."""
+        """Relevance with the channel axis summed (for `saliency` the largest): [N, H, W]; else as it is."""
         name = self._input(input)
         axis = self.channel_axis.get(name)
         r = self.relevance[name]
@@ -108,8 +109,8 @@ class Explanation:
         target = Path(path)
         arrays = self.arrays()
         notes = json.dumps(self.summary())
+        draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
             if target.suffix == ".safetensors":
                 from safetensors.numpy import save_file
 
@@ -125,9 +126,12 @@ class Explanation:
             raise OutputError(
                 f"{target} cannot be written: {error.strerror or error}; check the folder and its permissions."
             ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
 
     def arrays(self) -> dict[str, Array]:
-        """Every array by a flat name: ``relevance/<input>``, ``output/<name>``, ``kept/<tensor>``, ``target/index``, …"""
+        """Every array by a flat name: ``relevance/<input>``, ``output/<name>``, ``kept/<tensor>``, ``target/index``."""
         groups = (("relevance", self.relevance), ("output", self.outputs), ("kept", self.kept))
         flat = {f"{group}/{name}": array for group, arrays in groups for name, array in arrays.items()}
         flat |= {"target/index": self.target.index, "target/score": self.target.score}

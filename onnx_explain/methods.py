@@ -117,6 +117,8 @@ class Method:
 
 def _check_option(method: str, name: str, value: Any, default: Any) -> None:
     allowed = _CHOICES.get(name)
+    if name == "sums" and default != "auto":
+        allowed = ("signed", "absolute")
     if allowed is not None and value not in allowed:
         raise MethodError(f"Method {method!r}: {name} must be one of {', '.join(map(repr, allowed))}, not {value!r}.")
     if isinstance(default, bool) and not isinstance(value, bool):
@@ -133,7 +135,7 @@ def _check_option(method: str, name: str, value: Any, default: Any) -> None:
 _CHOICES: dict[str, tuple[str, ...]] = {
     "batch_norm": ("fold", "epsilon", "pass"),
     "variant": ("general", "published"),
-    "sums": ("signed", "absolute"),
+    "sums": ("signed", "absolute", "auto"),
     "products": ("uniform", "signal"),
 }
 
@@ -389,7 +391,7 @@ _NAM = "Nam et al.: Relative attributing propagation, AAAI 2020 (arXiv 1904.0060
 
 
 @register_method("rap", "what speaks for and what against, set apart by one shift per layer", _NAM)
-def _rap(variant: Literal["general", "published"] = "general", low: Bounds | None = None, high: Bounds | None = None, sums: Any = "signed") -> Composite:
+def _rap(variant: Literal["general", "published"] = "general", low: Bounds | None = None, high: Bounds | None = None, sums: Any = "auto") -> Composite:
     published = variant == "published"
     drop = rap.dropping_at_zero
     rows = (
@@ -398,7 +400,7 @@ def _rap(variant: Literal["general", "published"] = "general", low: Bounds | Non
         Assignment(WEIGHTED, rap.hidden(joint=not published), "RAP"),
         Assignment(Selector(role=Linear, kind="average"), rap.pooled(drop=published), "ratio"),
         Assignment(Selector(role=Linear, kind="normalisation"), drop if published else lrp.passing, "pass"),
-        Assignment(Selector(role=Sum), rap.summed(drop=published, absolute=sums == "absolute"), "ratio"),
+        Assignment(Selector(role=Sum), rap.summed(drop=published, mode="signed" if published else sums), "ratio"),
         Assignment(Selector(role=Selection, operators=("MaxPool",)), drop if published else gradient.route, "winner takes all"),
         Assignment(Selector(role=Rearrangement, operators=("Concat",)), drop if published else gradient.undo, "undo"),
         Assignment(Selector(role=Selection), gradient.route, "winner takes all"),

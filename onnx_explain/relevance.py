@@ -327,7 +327,11 @@ class _Builder:
         self.outputs = tuple(v.name or "" for v in self.graph.outputs)
 
     def run(self) -> RelevanceGraph:
+        if not self.wrt:
+            raise InputError("The model has no float input, and integers carry no relevance; explain a model from its embeddings on.")
         nodes = self._nodes()
+        if not nodes and all(v.name not in self.wrt for v in self.targets):
+            raise TargetError(f"Output {self.target.name!r} does not depend on {', '.join(map(repr, self.wrt))}; name another output.")
         seed, score, index, name = self._seed()
         self.score = score if self.options.seed == "one" else None
         self.parts[id(self.target)] = [_Part(seed, None, any(n.head or n.last for n in nodes) and self.composite.first_propagation)]
@@ -601,9 +605,11 @@ class _Builder:
         n = rank(value)
         if n == 0:
             return op.Reshape(value, op.ints(1))
-        count = dims(self.graph_input())[0] if rank(self.graph_input()) else 1
-        if dims(value)[0] == count or (dims(value)[0] is None and str(list(value.shape or [0])[0]) == "N"):
+        first = self.graph_input().shape
+        batch = str(first[0]) if first is not None and len(first) else "1"
+        if value.shape is not None and str(value.shape[0]) == batch:
             return op.ReduceSum(value, op.ints(*range(1, n)), keepdims=0) if n > 1 else value
+        count = dims(self.graph_input())[0] if rank(self.graph_input()) else 1
         size = op.ints(count) if count is not None else op.Shape(self.graph_input(), start=0, end=1)
         flat = op.Reshape(value, op.Concat(size, op.ints(-1), axis=0))
         return op.ReduceSum(flat, op.ints(1), keepdims=0)

@@ -54,6 +54,11 @@ def say(text: str = "") -> None:
         typer.echo(line)
 
 
+def note(message: str) -> None:
+    """Print on stderr what a person should look at, though nothing failed."""
+    typer.echo(typer.style("note:", fg="yellow", bold=True) + f" {message}", err=True)
+
+
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout; numbers that JSON lacks (NaN, infinity) become null."""
     typer.echo(as_json(document))
@@ -160,7 +165,7 @@ def print_indented(text: str, indent: int = 4) -> None:
 
 def terminal_width() -> int | None:
     """The columns of the terminal, or of the variable COLUMNS; None where stdout is neither."""
-    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+    if not sys.stdout.isatty() and not os.environ.get("COLUMNS"):
         return None
     return max(40, shutil.get_terminal_size().columns)
 

@@ -53,11 +53,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run found: a record per input, method and target, and the model it explained."""
+    """What a run found: a record per input, method and target; the explained model; how many labels were known."""
 
     records: list[Record]
     sha256: str
     inputs: int
+    labels: int
 
 
 def run(job: Job, progress: Progress | None = None) -> Finished:
@@ -89,7 +90,7 @@ def run(job: Job, progress: Progress | None = None) -> Finished:
             inputs += 1
         if progress is not None:
             progress(batch[-1][0] + 1, len(paths))
-    return Finished(records, first.sha256, inputs)
+    return Finished(records, first.sha256, inputs, len(labels))
 
 
 def _default_preprocessing(preset: str | None) -> Preprocessing:

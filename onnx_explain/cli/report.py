@@ -36,6 +36,11 @@ def explain(job: Job, *, as_json: bool) -> None:
         console.print_json(document)
         return
     print_records(finished.records)
+    classes = finished.records[0].classes
+    if finished.labels and classes not in (None, finished.labels):
+        console.note(
+            f"There are {finished.labels} labels for {classes} classes; the names may be those of other classes."
+        )
     console.say(
         f"\n{_counted(len(finished.records), 'explanation')} of {_counted(finished.inputs, 'input')} in {job.out}/"
     )

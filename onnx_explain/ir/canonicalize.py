@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 
-from onnx_explain.errors import InputError, ModelError, suggest
+from onnx_explain.errors import InputError, ModelError, UnsupportedOperator, suggest
 from onnx_explain.ir.model import first_line
 
 OPSET = 18  # the lowest opset with axes as inputs, Split's num_outputs and ScatterElements' additions
@@ -83,6 +83,12 @@ def _convert(model: ir.Model) -> None:
     except Exception as error:
         raise ModelError(f"The model's opset {version} cannot be brought to {OPSET} ({first_line(error)}); export it with opset 18 or later.") from error
     if model.graph.opset_imports.get("") != OPSET:
+        foreign = next((n for n in model.graph if n.domain not in ("", "ai.onnx")), None)
+        if foreign is not None:
+            raise UnsupportedOperator(
+                f"node {foreign.name or foreign.outputs[0].name!r} ({foreign.domain}.{foreign.op_type}): an operator of domain "
+                f"{foreign.domain!r} has no room here, nor a version to bring it to; export the model with standard ONNX operators."
+            )
         raise ModelError(f"The model's opset {version} cannot be brought to {OPSET}; export it with opset 13 or later.")
     if version <= 10:
         _restore_asymmetric(model)

@@ -77,6 +77,7 @@ def _graph(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
     _check_tensors(proto.graph, where)
     try:
         model = ir.from_proto(proto)
+        model.graph.sort()  # some exporters write the nodes in another order than they run
         if path is not None:
             ir.external_data.set_base_dir(model.graph, path.parent)
             ir.external_data.load_to_model(model)

@@ -463,7 +463,10 @@ def normalization(epsilon: float = 1e-6) -> Rule:
         if not isinstance(role, Normalization):
             raise ValueError(f"{step.node.where}: is not a normalisation")
         if role.linear is None:
-            return Shares({0: op.typed(op.Mul(step.node.x, role.vjp(op, step.r) if not role.softmax else _taylor(op, step)), step.node.x)})
+            back = _taylor(op, step) if role.softmax else role.vjp(op, step.r)
+            share = op.typed(op.Mul(step.node.x, back), step.node.x)
+            # not conserving by design: the rest is the bias of the Taylor expansion
+            return Shares({0: share}, [op.typed(op.Sub(step.r, share), step.node.x)] if step.accounting else [])
         return passing(op, step) if role.linear.kind == "scale" else with_statistics(op, step)
 
     return rule

@@ -7,7 +7,7 @@ authors' release executes; the general form covers inputs of any sign with one s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -21,7 +21,7 @@ from onnx_explain.rules import gradient
 from onnx_explain.rules.lrp import Bounds, spread_bound, version_of
 from onnx_explain.rules.share import Rule, Shares, Step, linear_of, negative, per_sample, positive, role_of, safe_divide, sizes
 
-_TINY = 1e-30  # keeps quotients finite where the denominator is zero: what they are multiplied by is zero there
+_TINY = 1e-20  # keeps quotients finite where the denominator is zero: what they are multiplied by is zero there
 
 
 def _weighted(step: Step) -> Linear:
@@ -97,20 +97,13 @@ def _nonnegative(op: Emitter, node: CompositeNode, role: Linear) -> tuple[Value,
     zp = _raised(op, role.forward(op, x, above), role)
     floor = op.Mul(zp, 4.0 * float(np.finfo(_numpy(x)).eps))
     zm = op.Max(op.Sub(zp, _unbiased(op, node)), floor)
-    r, y, total = node.r, node.node.y, op.Add(zp, zm)
-    if node.rule["split"]:
-        gain = positive(op, r)
-        sa = op.Div(gain, zp)
-        sb = op.Add(op.Div(r, total), op.Div(op.Sub(r, gain), zm))
-    else:
-        sa, sb = op.Div(r, zp), op.Div(r, total)
-    up = role.transpose(op, op.typed(sa, y), above, x)
-    down = role.transpose(op, op.typed(sb, y), below, x)
+    sa, sb = _divided(op, node, zp, zm, op.Add(zp, zm))
+    up, down = role.transpose(op, sa, above, x), role.transpose(op, sb, below, x)
     return _shifted(op, node, op.typed(op.Mul(x, op.Add(up, down)), x))
 
 
 def _raised(op: Emitter, z: Value, role: Linear) -> Value:
-    """z + 1e-30: a bias per channel, which the runtime takes into the operator itself."""
+    """z + 1e-20: a bias per channel, which the runtime takes into the operator itself."""
     sizes_of_z = sizes(z)
     shape = [sizes_of_z[a] if a == role.channel_axis else 1 for a in range(rank(z))]
     return op.typed(op.Add(z, op.constant(np.full(shape, _TINY), like=z)), z)
@@ -130,32 +123,31 @@ def _joint(op: Emitter, node: CompositeNode, role: Linear) -> tuple[Value, Value
     """x of any sign (§6.1b): T = L_{|W|}(|x|), Z± = (T ± U)/2, two adjoints."""
     x, w = node.node.input(role.data), _weight(node, role)
     magnitude, size = op.typed(op.Abs(w), w), op.typed(op.Abs(x), x)
-    total, u = role.forward(op, size, magnitude), _unbiased(op, node)
-    eps = 8.0 * float(np.finfo(_numpy(x)).eps)
-    floor = op.Mul(total, eps)
-    zp, zm = (_above(op, op.Mul(part, 0.5), floor) for part in (op.Add(total, u), op.Sub(total, u)))
-    sa, sb = _quotients(op, node, zp, zm)
+    total, u = _raised(op, role.forward(op, size, magnitude), role), _unbiased(op, node)
+    floor = op.Mul(total, 8.0 * float(np.finfo(_numpy(x)).eps))
+    zp, zm = (op.Max(op.Mul(part, 0.5), floor) for part in (op.Add(total, u), op.Sub(total, u)))
+    sa, sb = _divided(op, node, zp, zm, op.Add(zp, zm))
     even = op.Mul(size, role.transpose(op, op.Add(sa, sb), magnitude, x))
     odd = op.Mul(x, role.transpose(op, op.Sub(sa, sb), w, x))
     return _shifted(op, node, op.typed(op.Mul(op.Add(even, odd), 0.5), x))
 
 
-def _above(op: Emitter, z: Value, floor: Value) -> Value:
-    """z where it exceeds `floor`, else 0: rounding noise must not become a denominator."""
-    return op.Where(op.Greater(z, floor), z, op.constant(0.0, like=z))
-
-
 def _quotients(op: Emitter, node: CompositeNode, zp: Value, zm: Value) -> tuple[Value, Value]:
-    """Sa = R⊘Z⁺ and Sb = R⊘T; a convolution's negative relevance goes through Z⁻ alone (§2.3)."""
-    r, y = node.r, node.node.y
+    """`_divided` where Z⁻ is exact, and zero means that nothing goes through it."""
     # where Z⁺ (or T) is zero every product behind it is zero too: any finite quotient does
     divisor = op.Add(zp, _TINY)
-    total = op.Add(divisor, zm)
+    return _divided(op, node, divisor, zm, op.Add(divisor, zm), exact=True)
+
+
+def _divided(op: Emitter, node: CompositeNode, zp: Value, zm: Value, total: Value, *, exact: bool = False) -> tuple[Value, Value]:
+    """Sa = R⊘Z⁺ and Sb = R⊘T; a convolution's negative relevance goes through Z⁻ alone (§2.3)."""
+    r, y = node.r, node.node.y
     if not node.rule["split"]:
-        return op.typed(op.Div(r, divisor), y), op.typed(op.Div(r, total), y)
+        return op.typed(op.Div(r, zp), y), op.typed(op.Div(r, total), y)
     gain = positive(op, r)
-    sb = op.Add(op.Div(r, total), safe_divide(op, op.Sub(r, gain), zm))
-    return op.typed(op.Div(gain, divisor), y), op.typed(sb, y)
+    loss = op.Sub(r, gain)
+    sb = op.Add(op.Div(r, total), safe_divide(op, loss, zm) if exact else op.Div(loss, zm))
+    return op.typed(op.Div(gain, zp), y), op.typed(sb, y)
 
 
 def _shifted(op: Emitter, node: CompositeNode, c: Value) -> tuple[Value, Value]:
@@ -321,11 +313,14 @@ def _corner(op: Emitter, role: Linear, x: Value, bound: Value, w: Value, given: 
 
 
 def pooled(*, drop: bool) -> Rule:
-    """§2.6: x ⊙ Lᵀ(R ⊘ y). Where the window's mean is zero: dropped as released, or spread evenly."""
+    """§2.6: x ⊙ Lᵀ(R ⊘ y). Where the window's mean is zero: dropped as released, or spread evenly.
+
+    Entries of both signs cancel in y, and the released ratio explodes: unless `drop`, they share by magnitude.
+    """
 
     def rule(op: Emitter, step: Step) -> Shares:
         like: list[Value | None] = [step.node.input(0), step.node.y] if step.accounting else [step.node.input(0)]
-        parameters = {"drop": drop or step.sparse}
+        parameters = {"drop": drop or step.sparse, "magnitude": not drop and 0 not in step.nonnegative}
         outs = composite.emit(op, "RatioShare", step.r, step.node, extra=[step.proxy], rule=parameters, like=like)
         return Shares({0: outs[0]}, list(outs[1:]), frozenset({0} if drop or step.sparse else ()))
 
@@ -336,6 +331,9 @@ def pooled(*, drop: bool) -> Rule:
 def _expand_pooled(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     role = linear_of(node.node)
     x, y = node.node.input(role.data), node.extra[0] or node.node.y
+    if node.rule["magnitude"]:
+        x = op.typed(op.Abs(x), x)
+        y = role.forward(op, x, None)
     s = op.typed(safe_divide(op, node.r, y), node.node.y)
     shares = op.typed(op.Mul(x, role.transpose(op, s, None, x)), x)
     spared = op.typed(op.Mul(s, y), node.node.y)
@@ -354,8 +352,12 @@ def _image_of_ones(op: Emitter, role: Linear, x: Value) -> Value:
     return role.forward(op, ones, None)
 
 
-def summed(*, drop: bool, absolute: bool = False) -> Rule:
-    """§2.6 Add: x_k·(R ⊘ Σx). Where the sum is zero: dropped as released, or split evenly."""
+def summed(*, drop: bool, mode: Literal["auto", "signed", "absolute"] = "auto") -> Rule:
+    """§2.6 Add: x_k·(R ⊘ Σx). Where the sum is zero: dropped as released, or split evenly.
+
+    `absolute` shares by |x_k|. `auto` does so where operands of both signs may cancel and no Relu behind the sum keeps
+    relevance away from where they do; elsewhere it is the released rule.
+    """
 
     def rule(op: Emitter, step: Step) -> Shares:
         if not isinstance(step.role, Sum):
@@ -364,6 +366,8 @@ def summed(*, drop: bool, absolute: bool = False) -> Rule:
         like: list[Value | None] = [step.node.input(k) for k in order]
         if step.accounting:
             like.append(step.node.y)
+        steady = (step.sparse and step.rectified) or step.nonnegative >= step.node.active
+        absolute = mode == "absolute" or (mode == "auto" and not drop and not steady)
         parameters = {"drop": drop or step.sparse, "absolute": absolute, "z_nonnegative": step.sparse and step.rectified}
         outs = composite.emit(op, "RatioSum", step.r, step.node, extra=[step.proxy], rule=parameters, like=like)
         kept = frozenset(order) if drop or step.sparse else frozenset()
