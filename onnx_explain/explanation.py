@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_explain.errors import InputError, OutputError, suggest
+from onnx_explain.files import draft
 from onnx_explain.version import __version__
 
 Array = npt.NDArray[Any]
@@ -109,26 +109,16 @@ class Explanation:
         target = Path(path)
         arrays = self.arrays()
         notes = json.dumps(self.summary())
-        draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
+        if target.suffix not in (".npz", ".safetensors"):
+            raise OutputError(f"{target}: unknown suffix {target.suffix!r}; use .npz or .safetensors.")
+        with draft(target) as whole:
             if target.suffix == ".safetensors":
                 from safetensors.numpy import save_file
 
-                save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, draft, {"onnx_explain": notes})
-            elif target.suffix == ".npz":
-                with draft.open("wb") as stream:
-                    entries: dict[str, Any] = {**arrays, "metadata": np.asarray(notes)}
-                    np.savez_compressed(stream, **entries)
+                save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, whole, {"onnx_explain": notes})
             else:
-                raise OutputError(f"{target}: unknown suffix {target.suffix!r}; use .npz or .safetensors.")
-            draft.replace(target)
-        except OSError as error:
-            raise OutputError(
-                f"{target} cannot be written: {error.strerror or error}; check the folder and its permissions."
-            ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)
+                entries: dict[str, Any] = {**arrays, "metadata": np.asarray(notes)}
+                np.savez_compressed(whole, **entries)
 
     def arrays(self) -> dict[str, Array]:
         """Every array by a flat name: ``relevance/<input>``, ``output/<name>``, ``kept/<tensor>``, ``target/index``."""

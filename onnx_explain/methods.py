@@ -86,7 +86,9 @@ class Composite:
         for row in self.assignments:
             if row.selector.matches(node, role, first=first, last=last):
                 return row
-        raise MethodError(f"{node.where}: the composite has no rule for its role {type(role).__name__}; add an assignment.")
+        raise MethodError(
+            f"{node.where}: the composite has no rule for its role {type(role).__name__}; add an assignment."
+        )
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,10 @@ def _check_option(method: str, name: str, value: Any, default: Any) -> None:
     if isinstance(default, float) and not isinstance(default, bool):
         listed = name in ("low", "high") and isinstance(value, (list, tuple))
         numbers = value if listed else [value]
-        if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and v == v and abs(v) != float("inf") for v in numbers):
+        if not all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) and v == v and abs(v) != float("inf")
+            for v in numbers
+        ):
             raise MethodError(f"Method {method!r}: {name} must be a finite number, not {value!r}.")
         if name in ("epsilon", "gamma", "beta") and value < 0:
             raise MethodError(f"Method {method!r}: {name} must not be negative, not {value!r}.")
@@ -179,7 +184,9 @@ def resolve(name: str) -> Method:
     """The method of that name; MethodError with a suggestion where there is none."""
     key = ALIASES.get(name, name)
     if key not in METHODS:
-        raise MethodError(f"There is no method {name!r}.{suggest(name, [*METHODS, *ALIASES])} `onnx-explain methods` lists them.")
+        raise MethodError(
+            f"There is no method {name!r}.{suggest(name, [*METHODS, *ALIASES])} `onnx-explain methods` lists them."
+        )
     return METHODS[key]
 
 
@@ -193,7 +200,14 @@ def _gradient_family(guide: gradient.Guide, result: Literal["as-is", "absolute",
     return Composite((pointwise, Assignment(Selector(), gradient.adjoint, "gradient")), result=result)
 
 
-@register_method("gradient", "derivative of the score by every input element", _SIMONYAN, seed="one", family="gradient", conserves=False)
+@register_method(
+    "gradient",
+    "derivative of the score by every input element",
+    _SIMONYAN,
+    seed="one",
+    family="gradient",
+    conserves=False,
+)
 def _gradient() -> Composite:
     return _gradient_family("gradient")
 
@@ -291,7 +305,9 @@ def lrp_composite(
 _Options = dict[str, Any]
 
 
-def _one_rule(name: str, summary: str, paper: str, make: Callable[..., Rule], label: str, *, conserves: bool = True, **extra: Any) -> None:
+def _one_rule(
+    name: str, summary: str, paper: str, make: Callable[..., Rule], label: str, *, conserves: bool = True, **extra: Any
+) -> None:
     """Register a method that puts one rule on every weighted operator; `extra` are the rule's own options."""
 
     def build(**options: Any) -> Composite:
@@ -304,58 +320,156 @@ def _one_rule(name: str, summary: str, paper: str, make: Callable[..., Rule], la
     METHODS[name] = Method(name, summary, paper, build, options=defaults, conserves=conserves)
 
 
-_one_rule("lrp-zero", "LRP-0: in proportion to each contribution, no stabiliser", _BACH, lrp.epsilon, "LRP-0", epsilon=0.0, zero_bias=False)
-_one_rule("lrp-epsilon", "in proportion to each contribution, weak ones absorbed", _BACH, lrp.epsilon, "ε", epsilon=1e-6, zero_bias=False)
-_one_rule("lrp-gamma", "contributions of the output's sign favoured by γ", _OVERVIEW, lrp.gamma, "γ", gamma=0.25, epsilon=1e-6, zero_bias=False)
-_one_rule("lrp-alpha2-beta1", "positive and negative contributions apart, weighted α and β", _BACH, lrp.alpha_beta, "αβ", alpha=2.0, beta=1.0, epsilon=1e-6, zero_bias=False)
+_one_rule(
+    "lrp-zero",
+    "LRP-0: in proportion to each contribution, no stabiliser",
+    _BACH,
+    lrp.epsilon,
+    "LRP-0",
+    epsilon=0.0,
+    zero_bias=False,
+)
+_one_rule(
+    "lrp-epsilon",
+    "in proportion to each contribution, weak ones absorbed",
+    _BACH,
+    lrp.epsilon,
+    "ε",
+    epsilon=1e-6,
+    zero_bias=False,
+)
+_one_rule(
+    "lrp-gamma",
+    "contributions of the output's sign favoured by γ",
+    _OVERVIEW,
+    lrp.gamma,
+    "γ",
+    gamma=0.25,
+    epsilon=1e-6,
+    zero_bias=False,
+)
+_one_rule(
+    "lrp-alpha2-beta1",
+    "positive and negative contributions apart, weighted α and β",
+    _BACH,
+    lrp.alpha_beta,
+    "αβ",
+    alpha=2.0,
+    beta=1.0,
+    epsilon=1e-6,
+    zero_bias=False,
+)
 _one_rule("lrp-z-plus", "positive contributions only", _MONTAVON, lrp.z_plus, "z⁺", epsilon=1e-6, zero_bias=False)
-_one_rule("lrp-flat", "evenly over the receptive field", "Lapuschkin: Opening the machine learning black box, 2019", lrp.flat, "flat", epsilon=1e-6)
-_one_rule("lrp-w-square", "in proportion to squared weights", _MONTAVON, lrp.w_square, "w²", epsilon=1e-6, with_bias=False)
+_one_rule(
+    "lrp-flat",
+    "evenly over the receptive field",
+    "Lapuschkin: Opening the machine learning black box, 2019",
+    lrp.flat,
+    "flat",
+    epsilon=1e-6,
+)
+_one_rule(
+    "lrp-w-square", "in proportion to squared weights", _MONTAVON, lrp.w_square, "w²", epsilon=1e-6, with_bias=False
+)
 
 
 @register_method("lrp-epsilon-plus", "z⁺ on convolutions, ε on dense layers", _OVERVIEW)
-def _epsilon_plus(epsilon: float = 1e-6, zero_bias: bool = False, batch_norm: BatchNorm = "fold", sums: Any = "signed", products: Any = "uniform") -> Composite:
-    rows = ((DENSE, lrp.epsilon(epsilon, zero_bias=zero_bias), "ε"), (WEIGHTED, lrp.z_plus(epsilon, zero_bias=zero_bias), "z⁺"))
-    return lrp_composite(*rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias)
+def _epsilon_plus(
+    epsilon: float = 1e-6,
+    zero_bias: bool = False,
+    batch_norm: BatchNorm = "fold",
+    sums: Any = "signed",
+    products: Any = "uniform",
+) -> Composite:
+    rows = (
+        (DENSE, lrp.epsilon(epsilon, zero_bias=zero_bias), "ε"),
+        (WEIGHTED, lrp.z_plus(epsilon, zero_bias=zero_bias), "z⁺"),
+    )
+    return lrp_composite(
+        *rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias
+    )
 
 
 @register_method("lrp-epsilon-plus-flat", "flat on the first layer, z⁺ on convolutions, ε on dense layers", _OVERVIEW)
-def _epsilon_plus_flat(epsilon: float = 1e-6, zero_bias: bool = False, batch_norm: BatchNorm = "fold", sums: Any = "signed", products: Any = "uniform") -> Composite:
+def _epsilon_plus_flat(
+    epsilon: float = 1e-6,
+    zero_bias: bool = False,
+    batch_norm: BatchNorm = "fold",
+    sums: Any = "signed",
+    products: Any = "uniform",
+) -> Composite:
     rows = (
         (FIRST, lrp.flat(epsilon), "flat"),
         (DENSE, lrp.epsilon(epsilon, zero_bias=zero_bias), "ε"),
         (WEIGHTED, lrp.z_plus(epsilon, zero_bias=zero_bias), "z⁺"),
     )
-    return lrp_composite(*rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias)
+    return lrp_composite(
+        *rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias
+    )
 
 
 @register_method("lrp-epsilon-alpha2-beta1", "αβ on convolutions, ε on dense layers", _OVERVIEW)
-def _epsilon_alpha2_beta1(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6, zero_bias: bool = False, batch_norm: BatchNorm = "fold", sums: Any = "signed", products: Any = "uniform") -> Composite:
+def _epsilon_alpha2_beta1(
+    alpha: float = 2.0,
+    beta: float = 1.0,
+    epsilon: float = 1e-6,
+    zero_bias: bool = False,
+    batch_norm: BatchNorm = "fold",
+    sums: Any = "signed",
+    products: Any = "uniform",
+) -> Composite:
     rows = (
         (DENSE, lrp.epsilon(epsilon, zero_bias=zero_bias), "ε"),
         (WEIGHTED, lrp.alpha_beta(alpha, beta, epsilon, zero_bias=zero_bias), "αβ"),
     )
-    return lrp_composite(*rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias)
+    return lrp_composite(
+        *rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias
+    )
 
 
-@register_method("lrp-epsilon-alpha2-beta1-flat", "flat on the first layer, αβ on convolutions, ε on dense layers", _OVERVIEW)
-def _epsilon_alpha2_beta1_flat(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6, zero_bias: bool = False, batch_norm: BatchNorm = "fold", sums: Any = "signed", products: Any = "uniform") -> Composite:
+@register_method(
+    "lrp-epsilon-alpha2-beta1-flat", "flat on the first layer, αβ on convolutions, ε on dense layers", _OVERVIEW
+)
+def _epsilon_alpha2_beta1_flat(
+    alpha: float = 2.0,
+    beta: float = 1.0,
+    epsilon: float = 1e-6,
+    zero_bias: bool = False,
+    batch_norm: BatchNorm = "fold",
+    sums: Any = "signed",
+    products: Any = "uniform",
+) -> Composite:
     rows = (
         (FIRST, lrp.flat(epsilon), "flat"),
         (DENSE, lrp.epsilon(epsilon, zero_bias=zero_bias), "ε"),
         (WEIGHTED, lrp.alpha_beta(alpha, beta, epsilon, zero_bias=zero_bias), "αβ"),
     )
-    return lrp_composite(*rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias)
+    return lrp_composite(
+        *rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias
+    )
 
 
-@register_method("lrp-epsilon-gamma-box", "zᴮ on the first convolution, γ on convolutions, ε on dense layers", _OVERVIEW)
-def _epsilon_gamma_box(low: Bounds = -3.0, high: Bounds = 3.0, gamma: float = 0.25, epsilon: float = 1e-6, zero_bias: bool = False, batch_norm: BatchNorm = "fold", sums: Any = "signed", products: Any = "uniform") -> Composite:
+@register_method(
+    "lrp-epsilon-gamma-box", "zᴮ on the first convolution, γ on convolutions, ε on dense layers", _OVERVIEW
+)
+def _epsilon_gamma_box(
+    low: Bounds = -3.0,
+    high: Bounds = 3.0,
+    gamma: float = 0.25,
+    epsilon: float = 1e-6,
+    zero_bias: bool = False,
+    batch_norm: BatchNorm = "fold",
+    sums: Any = "signed",
+    products: Any = "uniform",
+) -> Composite:
     rows = (
         (FIRST_CONV, lrp.z_box(low, high, epsilon), "zᴮ"),
         (DENSE, lrp.epsilon(epsilon, zero_bias=zero_bias), "ε"),
         (WEIGHTED, lrp.gamma(gamma, epsilon, zero_bias=zero_bias), "γ"),
     )
-    return lrp_composite(*rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias)
+    return lrp_composite(
+        *rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias
+    )
 
 
 @register_method(
@@ -368,7 +482,11 @@ def _excitation_backprop(epsilon: float = 1e-6, zero_bias: bool = False, batch_n
     rows = (
         Assignment(WEIGHTED, z_plus, "z⁺"),
         Assignment(Selector(role=Linear, kind="average"), lrp.norm(epsilon), "ε"),
-        Assignment(Selector(role=Linear, kind="normalisation"), lrp.norm(epsilon) if batch_norm == "epsilon" else gradient.adjoint, "ε" if batch_norm == "epsilon" else "gradient"),
+        Assignment(
+            Selector(role=Linear, kind="normalisation"),
+            lrp.norm(epsilon) if batch_norm == "epsilon" else gradient.adjoint,
+            "ε" if batch_norm == "epsilon" else "gradient",
+        ),
         Assignment(Selector(role=Sum), lrp.contribution(epsilon), "ε"),
         Assignment(Selector(), gradient.adjoint, "gradient"),
     )
@@ -376,9 +494,13 @@ def _excitation_backprop(epsilon: float = 1e-6, zero_bias: bool = False, batch_n
 
 
 @register_method("deep-taylor", "z⁺ without bias; zᴮ on the first layer under given bounds, else w²", _MONTAVON)
-def _deep_taylor(low: Bounds | None = None, high: Bounds | None = None, epsilon: float = 1e-6, batch_norm: BatchNorm = "fold") -> Composite:
+def _deep_taylor(
+    low: Bounds | None = None, high: Bounds | None = None, epsilon: float = 1e-6, batch_norm: BatchNorm = "fold"
+) -> Composite:
     if (low is None) != (high is None):
-        raise MethodError("Method 'deep-taylor': give both low and high (a bounded input), or neither (an unbounded one).")
+        raise MethodError(
+            "Method 'deep-taylor': give both low and high (a bounded input), or neither (an unbounded one)."
+        )
     bounded = low is not None and high is not None
     first = lrp.z_box(low or 0.0, high if high is not None else 1.0, epsilon) if bounded else lrp.w_square(epsilon)
     rows = ((FIRST, first, "zᴮ" if bounded else "w²"), (WEIGHTED, lrp.z_plus(epsilon, zero_bias=True), "z⁺"))
@@ -391,17 +513,28 @@ _NAM = "Nam et al.: Relative attributing propagation, AAAI 2020 (arXiv 1904.0060
 
 
 @register_method("rap", "what speaks for and what against, set apart by one shift per layer", _NAM)
-def _rap(variant: Literal["general", "published"] = "general", low: Bounds | None = None, high: Bounds | None = None, sums: Any = "auto") -> Composite:
+def _rap(
+    variant: Literal["general", "published"] = "general",
+    low: Bounds | None = None,
+    high: Bounds | None = None,
+    sums: Any = "auto",
+) -> Composite:
     published = variant == "published"
     drop = rap.dropping_at_zero
     rows = (
-        Assignment(Selector(role=Linear, kind="weighted", last=True), rap.first_propagation(published=published), "first propagation"),
+        Assignment(
+            Selector(role=Linear, kind="weighted", last=True),
+            rap.first_propagation(published=published),
+            "first propagation",
+        ),
         Assignment(FIRST, rap.box(low, high), "zᴮ of the picture"),
         Assignment(WEIGHTED, rap.hidden(joint=not published), "RAP"),
         Assignment(Selector(role=Linear, kind="average"), rap.pooled(drop=published), "ratio"),
         Assignment(Selector(role=Linear, kind="normalisation"), drop if published else lrp.passing, "pass"),
         Assignment(Selector(role=Sum), rap.summed(drop=published, mode="signed" if published else sums), "ratio"),
-        Assignment(Selector(role=Selection, operators=("MaxPool",)), drop if published else gradient.route, "winner takes all"),
+        Assignment(
+            Selector(role=Selection, operators=("MaxPool",)), drop if published else gradient.route, "winner takes all"
+        ),
         Assignment(Selector(role=Rearrangement, operators=("Concat",)), drop if published else gradient.undo, "undo"),
         Assignment(Selector(role=Selection), gradient.route, "winner takes all"),
         Assignment(Selector(role=Rearrangement), gradient.undo, "undo"),

@@ -1,13 +1,15 @@
 """From a canonical model, a composite and a target to the relevance graph: the same graph and its backward half.
 
 One walk from the target to the inputs; relevance is added up per tensor, and has that tensor's shape and dtype throughout.
-Which rule a node gets is the composite's affair, what an operator is its room's; nothing here looks at an operator's name.
+Which rule a node gets is the composite's affair, what an operator is its room's, what lies on the way `path`'s; nothing
+here looks at an operator's name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 import numpy as np
 import onnx_ir as ir
@@ -17,22 +19,12 @@ from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, dims, rank, shape_text
 from onnx_explain.methods import Assignment, Composite, Seed
 from onnx_explain.operators import find
-from onnx_explain.operators.normalize import batch_scale, batch_shift
-from onnx_explain.operators.roles import (
-    Linear,
-    NoRelevance,
-    Normalization,
-    Pointwise,
-    Role,
-    per_channel,
-    zeros_like,
-)
+from onnx_explain.operators.roles import Linear, Normalization, Pointwise, Role, Sum, per_channel, zeros_like
+from onnx_explain.path import activity, explained_tensor, nodes_between, nonnegative_values, wrt_inputs
 from onnx_explain.rules import gradient
 from onnx_explain.rules.share import Shares, Step
 
 ARGMAX = -1  # a target index of -1 means the arg-max, -2 that the sample is not explained
-HEADS = {"Softmax", "LogSoftmax", "Sigmoid"}
-_ORDER_KEEPING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast", "Dropout"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +71,7 @@ class RelevanceGraph:
     explained: str
     classes: int | None
     by_sample: bool
+    explained_shape: tuple[int | None, ...]
     reports: Mapping[str, str]
     rows: tuple[Row, ...]
 
@@ -107,108 +100,15 @@ class _Part:
     gradient: bool = False
 
 
-# ------------------------------------------------------------------------------------------- what lies on the way
-
-
-def explained_tensor(model: ir.Model, output: str | None, *, logits: bool = True) -> Value:
-    """The tensor whose element is explained: the named output (default: the first of floats), behind its Softmax."""
-    named = {v.name or "": v for v in model.graph.outputs}
-    if output is not None:
-        inner = {v.name or "": v for node in model.graph for v in node.outputs}
-        value = named.get(output) or inner.get(output)
-        if value is None:
-            raise TargetError(f"The model has no output {output!r}.{suggest(output, named)}")
-    else:
-        floats = [v for v in model.graph.outputs if v.dtype is not None and v.dtype.is_floating_point()]
-        if not floats:
-            raise TargetError("None of the model's outputs is a float tensor, so there is nothing to explain; name an inner tensor.")
-        value = floats[0]
-    if value.dtype is None or not value.dtype.is_floating_point():
-        raise TargetError(f"Output {value.name!r} holds {value.dtype}, not floats; name a float output to explain.")
-    return _behind_head(value) if logits else value
-
-
-def _behind_head(value: Value) -> Value:
-    """The operand of a final Softmax or Sigmoid, through reshapes that keep the order of entries."""
-    node = value.producer()
-    while node is not None and node.op_type in _ORDER_KEEPING:
-        value_in = node.inputs[0]
-        node = value_in.producer() if value_in is not None else None
-    if node is None or node.op_type not in HEADS or node.inputs[0] is None:
-        return value
-    return node.inputs[0]
-
-
-def _activity(model: ir.Model, wrt: Iterable[str]) -> tuple[dict[int, frozenset[int]], set[int]]:
-    """Which operands of each node depend on an explained input: {id(node): positions}, {id(value)}."""
-    live = {id(v) for v in model.graph.inputs if v.name in set(wrt)}
-    active: dict[int, frozenset[int]] = {}
-    version = model.graph.opset_imports.get("", 0)
-    for node in model.graph:
-        positions = frozenset(i for i, v in enumerate(node.inputs) if v is not None and id(v) in live)
-        if not positions:
-            continue
-        active[id(node)] = positions
-        if not _stops(node, positions, version):
-            live.update(id(v) for v in node.outputs)
-    return active, live
-
-
-def _stops(node: ir.Node, positions: frozenset[int], version: int) -> bool:
-    operation = Operation.of(node, positions, version)
-    found = find(operation)
-    if found is None:
-        return False
-    if all(v.dtype is not None and not v.dtype.is_floating_point() for v in node.outputs[:1]):
-        return True
-    return node.op_type in _by_nature() or (node.op_type in ("Cast", "CastLike") and isinstance(found.role(operation), NoRelevance))
-
-
-def _by_nature() -> frozenset[str]:
-    from onnx_explain.operators import NO_RELEVANCE
-
-    return frozenset(NO_RELEVANCE)
-
-
-def _path(model: ir.Model, targets: Iterable[Value], active: Mapping[int, frozenset[int]], live: set[int]) -> list[ir.Node]:
-    """The nodes through which a target depends on an explained input, in topological order."""
-    wanted = {id(v) for v in targets}
-    found: list[ir.Node] = []
-    for node in reversed(list(model.graph)):
-        if id(node) in active and any(id(v) in wanted and id(v) in live for v in node.outputs):
-            found.append(node)
-            wanted.update(id(node.inputs[i]) for i in active[id(node)])
-    return list(reversed(found))
-
-
-def nonnegative_values(model: ir.Model) -> set[int]:
-    """Values that cannot be negative, by the signs their operators guarantee."""
-    known: set[int] = set()
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is not None and tensor.size <= 1 << 22 and tensor.dtype.is_floating_point() and bool((tensor.numpy() >= 0).all()):
-            known.add(id(value))
-    for node in model.graph:
-        found = find(Operation.of(node))
-        if found is None:
-            continue
-        floats = [v for v in node.inputs if v is not None and v.dtype is not None and v.dtype.is_floating_point()]
-        inherits = found.sign == "inherits" and bool(floats) and all(id(v) in known for v in floats)
-        clipped = node.op_type == "Clip" and len(node.inputs) > 1 and node.inputs[1] is not None and id(node.inputs[1]) in known
-        if found.sign == "nonnegative" or inherits or clipped:
-            known.update(id(v) for v in node.outputs)
-    return known
-
-
 # ------------------------------------------------------------------------------------------- the plan
 
 
 def plan(model: ir.Model, composite: Composite, options: Options) -> tuple[list[Row], list[str]]:
     """Node by node from target to input: role and rule; and the names of nodes without a room."""
     target = explained_tensor(model, options.output, logits=options.logits)
-    active, live = _activity(model, wrt_inputs(model, options.wrt))
+    active, live = activity(model, wrt_inputs(model, options.wrt))
     version = model.graph.opset_imports.get("", 0)
-    nodes = _path(model, [target], active, live)
+    nodes = nodes_between(model, [target], active, live)
     chain, missing = [], []
     for node in nodes:
         operation = Operation.of(node, active[id(node)], version)
@@ -243,17 +143,6 @@ def _assignment(composite: Composite, node: _Node) -> Assignment:
     return composite.rule(node.operation, node.role, first=node.first, last=node.last)
 
 
-def wrt_inputs(model: ir.Model, wrt: Sequence[str] | None) -> list[str]:
-    """The explained inputs: those named, or all of floats."""
-    named = {v.name or "": v for v in model.graph.inputs}
-    if wrt is None:
-        return [n for n, v in named.items() if v.dtype is not None and v.dtype.is_floating_point()]
-    for name in wrt:
-        if name not in named:
-            raise InputError(f"The model has no input {name!r}.{suggest(name, named)}")
-    return list(wrt)
-
-
 def _positions(nodes: list[_Node], composite: Composite) -> list[_Node]:
     """Mark first and last weighted operators and, under a first propagation, the head above them. Structure decides."""
     below: dict[int, bool] = {}
@@ -270,9 +159,9 @@ def _positions(nodes: list[_Node], composite: Composite) -> list[_Node]:
         node.last = weighted and not downstream
         reaches = any(below.get(id(v), False) for v in node.operation.inputs if v is not None)
         node.head = composite.first_propagation and not downstream and not weighted and reaches
-        for value in node.operation.inputs:
-            if value is not None:
-                above[id(value)] = above.get(id(value), False) or downstream or weighted
+        for operand in node.operation.inputs:
+            if operand is not None:
+                above[id(operand)] = above.get(id(operand), False) or downstream or weighted
     return nodes
 
 
@@ -307,34 +196,53 @@ class _Builder:
     def __init__(
         self, model: ir.Model, composite: Composite, options: Options, method: str, targets: Sequence[str] | None = None
     ) -> None:
-        self.model, self.graph, self.composite, self.options, self.method = model, model.graph, composite, options, method
+        self.model, self.graph, self.composite, self.options, self.method = (
+            model,
+            model.graph,
+            composite,
+            options,
+            method,
+        )
         self.wrt = wrt_inputs(model, options.wrt)
         names = [options.output] if targets is None else list(targets)
         self.targets = [explained_tensor(model, name, logits=options.logits) for name in names]
         self.target = self.targets[0]
         self.score: Value | None = None
+        self.starts_last = False
         self.op = Emitter(self.graph)
         self.parts: dict[int, list[_Part]] = {}
         self.absorbed: list[Value] = []
         self.rows: list[Row] = []
         self.nonnegative = nonnegative_values(model)
-        values = {v.name or "": v for node in self.graph for v in node.outputs} | {v.name or "": v for v in self.graph.inputs}
+        values = {v.name or "": v for node in self.graph for v in node.outputs} | {
+            v.name or "": v for v in self.graph.inputs
+        }
         for name in options.keep:
             if name not in values:
-                raise TargetError(f"The model has no tensor {name!r} whose relevance could be kept.{suggest(name, values)}")
+                raise TargetError(
+                    f"The model has no tensor {name!r} whose relevance could be kept.{suggest(name, values)}"
+                )
         self.kept = {name: values[name] for name in options.keep}
         self.inputs = tuple(v.name or "" for v in self.graph.inputs)
         self.outputs = tuple(v.name or "" for v in self.graph.outputs)
 
     def run(self) -> RelevanceGraph:
         if not self.wrt:
-            raise InputError("The model has no float input, and integers carry no relevance; explain a model from its embeddings on.")
+            raise InputError(
+                "The model has no float input, and integers carry no relevance; explain a model from its embeddings on."
+            )
         nodes = self._nodes()
         if not nodes and all(v.name not in self.wrt for v in self.targets):
-            raise TargetError(f"Output {self.target.name!r} does not depend on {', '.join(map(repr, self.wrt))}; name another output.")
+            raise TargetError(
+                f"Output {self.target.name!r} does not depend on {', '.join(map(repr, self.wrt))}; name another output."
+            )
+        # without a weighted operator on the way there is no first propagation: relevance starts at the target
+        self.starts_last = self.composite.first_propagation and any(n.last for n in nodes)
         seed, score, index, name = self._seed()
         self.score = score if self.options.seed == "one" else None
-        self.parts[id(self.target)] = [_Part(seed, None, any(n.head or n.last for n in nodes) and self.composite.first_propagation)]
+        self.parts[id(self.target)] = [
+            _Part(seed, None, any(n.head or n.last for n in nodes) and self.composite.first_propagation)
+        ]
         for node in reversed(nodes):
             self._step(node)
         relevance = {n: self._result(v) for v in self.graph.inputs for n in [v.name or ""] if n in self.wrt}
@@ -348,28 +256,24 @@ class _Builder:
         """The walk with one cotangent per output in place of a seed."""
         nodes = self._nodes()
         for value in self.targets:
-            cotangent = ir.Value(name=f"{value.name}_cotangent", shape=value.shape, type=value.type)
-            self.graph.inputs.append(cotangent)
+            cotangent = self.op.input(f"{value.name}_cotangent", value)
             self.parts.setdefault(id(value), []).append(_Part(cotangent))
         for node in reversed(nodes):
             self._step(node)
         inputs = {v.name or "": v for v in self.graph.inputs}
         for name in self.wrt:
-            value = self._result(inputs[name])
-            shared = value.is_graph_output() or value.producer() is None
-            out = self.op.copy(value) if shared else value
-            self.graph.outputs.append(self._rename(out, f"{name}_gradient", inputs[name]))
-        self.graph.sort()
+            self.op.output(self._result(inputs[name]), f"{name}_gradient", inputs[name])
+        self.op.finish()
         _verify(self.model)
         return self.model
 
     # -- the chain of nodes
 
     def _nodes(self) -> list[_Node]:
-        active, live = _activity(self.model, self.wrt)
+        active, live = activity(self.model, self.wrt)
         version = self.graph.opset_imports.get("", 0)
         chain: list[_Node] = []
-        for node in _path(self.model, self.targets, active, live):
+        for node in nodes_between(self.model, self.targets, active, live):
             operation = Operation.of(node, active[id(node)], version)
             if find(operation) is None:
                 raise UnsupportedOperator(self._refusal(operation, version))
@@ -404,7 +308,12 @@ class _Builder:
         for node in chain:
             source = node.operation.input(min(node.operation.active))
             before = producer.get(id(source))
-            if before is not None and readers.get(id(source), 0) == 1 and id(source) not in held and self._take_in(before, node):
+            if (
+                before is not None
+                and readers.get(id(source), 0) == 1
+                and id(source) not in held
+                and self._take_in(before, node)
+            ):
                 del producer[id(source)]
                 producer[id(node.operation.y)] = before
                 continue
@@ -418,11 +327,12 @@ class _Builder:
         role = before.role
         if not isinstance(role, Linear) or len(node.operation.active) != 1:
             return False
-        if node.operation.op_type == "BatchNormalization":
+        behind = node.role
+        if isinstance(behind, Linear) and behind.affine is not None:
             if self.composite.batch_norm != "fold" or role.rescale is None or role.channel_axis != 1:
                 return False
-            self._fold(before, role, node)
-        elif node.operation.op_type == "Add":
+            self._fold(before, role, node, *(part(self.op) for part in behind.affine))
+        elif isinstance(behind, Sum) and behind.coefficients == (1.0, 1.0):
             constant = node.operation.input(1 - min(node.operation.active))
             if constant.shape is None or node.operation.y.shape != before.operation.y.shape:
                 return False
@@ -434,13 +344,13 @@ class _Builder:
         before.fused.append(node.operation.name)
         return True
 
-    def _fold(self, before: _Node, role: Linear, node: _Node) -> None:
+    def _fold(self, before: _Node, role: Linear, node: _Node, c: Value, t: Value) -> None:
         """W' = c·W, b' = c·b + t; exact for every linear operator with one reader (methods.md §5)."""
         op = self.op
         if role.weight is None or role.rescale is None:
             raise ValueError(f"{before.operation.where}: has no weight to fold into")
         with op.serving(before.operation.name, folded=node.operation.name):
-            c, t = batch_scale(op, node.operation), per_channel(op, batch_shift(op, node.operation), node.operation.y)
+            t = per_channel(op, t, node.operation.y)
             weight = role.rescale(op, before.operation.input(role.weight), c)
             scaled = None if before.bias is None else op.Mul(before.bias, per_channel(op, c, node.operation.y))
             before.bias = t if scaled is None else op.Add(scaled, t)
@@ -454,21 +364,22 @@ class _Builder:
     def _seed(self) -> tuple[Value, Value, Value, str]:
         """(seed of the target's shape, score [N], index [N], name of the target input)."""
         op, y = self.op, self.target
-        name = "target" if "target" not in self.inputs else "explain_target"
-        default = ir.tensor(np.asarray([ARGMAX], dtype=np.int64), name=name)
-        chosen = ir.Value(name=name, shape=ir.Shape(["targets"]), type=ir.TensorType(ir.DataType.INT64), const_value=default)
-        self.graph.inputs.append(chosen)
-        self.graph.register_initializer(chosen)
+        name = next(
+            n for n in ("target", "explain_target", *(f"explain_target_{i}" for i in count())) if n not in op.names
+        )
+        chosen = op.input(name, default=np.asarray([ARGMAX], dtype=np.int64))
         with op.serving("target"):
             flat = op.Reshape(y, op.ints(*self._flat_shape(y)))
-            count = op.Shape(flat, start=1, end=2)
+            size = op.Shape(flat, start=1, end=2)
             index = op.Where(op.Equal(chosen, op.ints(ARGMAX)), op.ArgMax(flat, axis=1, keepdims=0), chosen)
-            every = op.Range(op.constant(0, dtype=np.int64), op.Squeeze(count, op.ints(0)), op.constant(1, dtype=np.int64))
+            every = op.Range(
+                op.constant(0, dtype=np.int64), op.Squeeze(size, op.ints(0)), op.constant(1, dtype=np.int64)
+            )
             hit = op.Equal(op.Unsqueeze(index, op.ints(1)), op.Unsqueeze(every, op.ints(0)))
             one, zero = op.constant(1.0, like=y), op.constant(0.0, like=y)
             value = op.Where(hit, flat, zero)
             score = op.ReduceSum(value, op.ints(1), keepdims=0)
-            plain = self.options.seed == "one" or self.composite.first_propagation
+            plain = self.options.seed == "one" or self.starts_last
             flat_seed = op.Where(hit, one, zero) if plain else value
             if self.composite.positive_seed:
                 alive = op.Cast(op.Greater(score, zero), to=int(y.dtype or 1))
@@ -485,7 +396,9 @@ class _Builder:
 
     def _by_sample(self, y: Value) -> bool:
         """Whether axis 0 counts samples: it is open, or as long as the first input's."""
-        first = next((v for v in self.graph.inputs if v.name in self.wrt and v.shape is not None and len(v.shape)), None)
+        first = next(
+            (v for v in self.graph.inputs if v.name in self.wrt and v.shape is not None and len(v.shape)), None
+        )
         if rank(y) == 0:
             return False
         return dims(y)[0] is None or (first is not None and dims(first)[0] == dims(y)[0])
@@ -628,10 +541,16 @@ class _Builder:
                 total = self.op.Add(total, part)
             return total
 
-    def _assemble(self, relevance: dict[str, Value], kept: dict[str, Value], reports: dict[str, Value], target: str) -> RelevanceGraph:
-        taken = set(self.inputs) | set(self.outputs)
+    def _assemble(
+        self, relevance: dict[str, Value], kept: dict[str, Value], reports: dict[str, Value], target: str
+    ) -> RelevanceGraph:
+        taken = self.op.names
         named: dict[str, dict[str, str]] = {"relevance": {}, "kept": {}, "reports": {}}
-        groups = (("relevance", relevance, "{}_relevance"), ("kept", kept, "{}_relevance"), ("reports", reports, "explain_{}"))
+        groups = (
+            ("relevance", relevance, "{}_relevance"),
+            ("kept", kept, "{}_relevance"),
+            ("reports", reports, "explain_{}"),
+        )
         for group, values, pattern in groups:
             for key, value in values.items():
                 if group == "reports" and not self.options.accounting:
@@ -640,24 +559,15 @@ class _Builder:
                 while name in taken:
                     name += "_"
                 taken.add(name)
-                shared = value.is_graph_output() or value.producer() is None or (value.name or "") in taken
-                out = self.op.copy(value) if shared else value
-                self.graph.outputs.append(self._rename(out, name, value))
+                self.op.output(value, name, value)
                 named[group][key] = name
-        self.graph.sort()
+        self.op.finish()
         _verify(self.model)
         return RelevanceGraph(
             self.model, self.inputs, self.outputs, named["relevance"], named["kept"], target,
-            self.target.name or "", self._classes(), self._by_sample(self.target), named["reports"], tuple(self.rows),
+            self.target.name or "", self._classes(), self._by_sample(self.target),
+            tuple(dims(self.target)), named["reports"], tuple(self.rows),
         )  # fmt: skip
-
-    def _rename(self, value: Value, name: str, like: Value) -> Value:
-        if any(v.name == name for node in self.graph for v in node.outputs):
-            raise VerificationError(f"The model already has a tensor called {name!r}, the name of an output to be added; rename it.")
-        value.name = name
-        if value.shape is None:
-            value.dtype, value.shape = like.dtype, like.shape
-        return value
 
 
 def _verify(model: ir.Model) -> None:
@@ -667,7 +577,9 @@ def _verify(model: ir.Model) -> None:
     for node in model.graph:
         for value in node.inputs:
             if value is not None and id(value) not in known:
-                raise VerificationError(f"node {node.name!r} ({node.op_type}) reads {value.name!r}, which nothing before it computes.")
+                raise VerificationError(
+                    f"node {node.name!r} ({node.op_type}) reads {value.name!r}, which nothing before it computes."
+                )
         for value in node.outputs:
             if value.name and value.name in names:
                 raise VerificationError(f"two nodes compute a tensor called {value.name!r}.")
@@ -676,30 +588,3 @@ def _verify(model: ir.Model) -> None:
     for value in model.graph.outputs:
         if value.dtype is None:
             raise VerificationError(f"output {value.name!r} has no dtype.")
-
-
-def channel_axis(model: ir.Model, name: str, shape: Sequence[int]) -> int | None:
-    """The axis of an input that a heat map sums: of pictures and volumes by structure, else by size, else none.
-
-    Structure: a weighted operator reached through elementwise steps has its channels on axis 1; a Transpose before it says
-    where that axis came from.
-    """
-    if len(shape) < 3:
-        return None
-    value = next((v for v in model.graph.inputs if v.name == name), None)
-    axis: int | None = 1
-    for _ in range(16):
-        readers = [u.node for u in value.uses()] if value is not None else []
-        if any(n.op_type in ("Conv", "ConvTranspose", "MaxPool", "BatchNormalization") for n in readers):
-            return axis
-        turned = next((n for n in readers if n.op_type == "Transpose"), None)
-        if turned is not None:
-            perm = turned.attributes.get_ints("perm", list(reversed(range(len(shape)))))
-            axis = list(perm)[axis] if axis is not None and axis < len(perm) else None
-        step = turned or (readers[0] if len(readers) == 1 and readers[0].outputs else None)
-        if step is None or step.op_type in ("Reshape", "Flatten"):
-            break
-        value = step.outputs[0]
-    if len(shape) == 3:
-        return 1
-    return next((a for a in (1, len(shape) - 1) if shape[a] in (1, 3, 4)), 1)

@@ -10,10 +10,9 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from onnx_explain.errors import InputError, OutputError
+from onnx_explain.files import draft
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -519,16 +519,8 @@ def _rgb(colour: str) -> tuple[float, float, float]:
 @contextmanager
 def _writing(path: Path) -> Iterator[BinaryIO]:
     """Give a file that takes the place of ``path`` once it is complete, and vanishes where it is not."""
-    part = path.parent / f".{token_hex(8)}.part"
-    try:
-        with part.open("xb") as file:
-            yield file
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(f"The file {str(path)!r} cannot be written: {error.strerror or error}.") from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+    with draft(path) as whole, whole.open("xb") as file:
+        yield file
 
 
 def _finite(values: Array) -> Array:

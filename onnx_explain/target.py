@@ -25,7 +25,9 @@ class Parsed:
     index: int | tuple[int, ...] | None = None
     element: tuple[int | None, ...] | None = None
 
-    def indices(self, count: int, classes: int | None, shape: tuple[int | None, ...], tensor: str) -> npt.NDArray[np.int64]:
+    def indices(
+        self, count: int, classes: int | None, shape: tuple[int | None, ...], tensor: str
+    ) -> npt.NDArray[np.int64]:
         """int64 [count]: the flattened index within each sample, -1 for arg-max, -2 for not explained.
 
         `shape` is the explained tensor's; TargetError where the index is out of range or has the wrong rank.
@@ -39,23 +41,31 @@ class Parsed:
             raise TargetError(f"{len(listed)} targets were given for {count} samples; give one, or one per sample.")
         for value in listed:
             if value < 0 or (classes is not None and value >= classes):
-                raise TargetError(f"Target {value} is out of range: {tensor!r} has {classes} elements per sample, 0 to {(classes or 1) - 1}.")
+                raise TargetError(
+                    f"Target {value} is out of range: {tensor!r} has {classes} elements per sample, 0 to {(classes or 1) - 1}."
+                )
         return np.asarray(listed, dtype=np.int64)
 
     def _element(self, count: int, shape: tuple[int | None, ...], tensor: str) -> npt.NDArray[np.int64]:
         element = self.element or ()
         if len(element) != len(shape):
             told = ", ".join("N" if d is None else str(d) for d in shape)
-            raise TargetError(f"Target {self.text!r} has {len(element)} indices, but {tensor!r} has the shape [{told}].")
+            raise TargetError(
+                f"Target {self.text!r} has {len(element)} indices, but {tensor!r} has the shape [{told}]."
+            )
         sizes = [count if axis == 0 and d is None else d for axis, d in enumerate(shape)]
         flat = 0
         for axis, (place, size) in enumerate(zip(element, sizes)):
             if place is None and axis > 0:
-                raise TargetError(f"Target {self.text!r}: ':' is for the sample axis alone; name one index for axis {axis}.")
+                raise TargetError(
+                    f"Target {self.text!r}: ':' is for the sample axis alone; name one index for axis {axis}."
+                )
             if place is None:
                 continue
             if size is not None and not -size <= place < size:
-                raise TargetError(f"Target {self.text!r}: index {place} is out of range for axis {axis} of {tensor!r}, which has {size} entries.")
+                raise TargetError(
+                    f"Target {self.text!r}: index {place} is out of range for axis {axis} of {tensor!r}, which has {size} entries."
+                )
             if axis > 0:
                 flat = flat * int(size or 1) + place % int(size or 1)
         explained = np.full(count, NOT_EXPLAINED, dtype=np.int64)
@@ -82,7 +92,9 @@ def parse(target: Any) -> Parsed:
     except ValueError as error:
         raise TargetError(f"Target {target!r} is neither an index nor a list of indices.") from error
     if array.dtype.kind not in "iu" or array.ndim > 1:
-        raise TargetError(f"Target {target!r} is neither an index, nor one index per sample, nor text such as 'output[0,17]'.")
+        raise TargetError(
+            f"Target {target!r} is neither an index, nor one index per sample, nor text such as 'output[0,17]'."
+        )
     return Parsed(str(target), index=int(array) if array.ndim == 0 else tuple(int(v) for v in array))
 
 
@@ -93,6 +105,8 @@ def _parse_text(text: str) -> Parsed:
     found = _ELEMENT.fullmatch(text)
     axes = [_AXIS.fullmatch(part) for part in found["index"].split(",")] if found else []
     if found is None or not all(axes):
-        raise TargetError(f"Target {text!r} is not understood; write an index (17) or an element of an output ('output[0,17]').")
+        raise TargetError(
+            f"Target {text!r} is not understood; write an index (17) or an element of an output ('output[0,17]')."
+        )
     places = tuple(None if a is None or a[1] == ":" else int(a[1]) for a in axes)
     return Parsed(text, output=found["name"], element=places)

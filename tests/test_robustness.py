@@ -106,10 +106,10 @@ def attempt(case: Case) -> tuple[str, str, str]:
         return "refused", type(error).__name__, str(error)
     except TimeoutError:
         return "slow", "", f"more than {SECONDS} s"
-    except MemoryError as error:
-        return "escaped", "MemoryError", "".join(traceback.format_exception(error)[-3:])
     except BaseException as error:
-        return "escaped", type(error).__name__, "".join(traceback.format_exception(error)[-4:])
+        place = [f for f in traceback.extract_tb(error.__traceback__) if "onnx_explain" in f.filename][-1:]
+        where = ", ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in place)
+        return "escaped", type(error).__name__, f"{where}: {str(error)[:150]!r}"
     return "worked", "", ""
 
 
@@ -318,6 +318,278 @@ def _swap(proto: onnx.ModelProto, generator: np.random.Generator) -> None:
 def test_well_formed_but_wrong_models_never_let_another_error_out() -> None:
     cases = [Case(f"edit {s}", rewritten(s), method=METHODS_TRIED[s % 3]) for s in range(MUTANTS)]
     assert not (found := faults(cases)), found
+
+
+
+# ------------------------------------------------------------------------------------------- hostile and unsupported graphs
+
+
+def shape(*sizes: int) -> Array:
+    return np.asarray(sizes, np.int64)
+
+
+def ramp(sig: str, body: str, out: str = "float[N,2,6,6] y", **keywords: Any) -> onnx.ModelProto:
+    return model(f"g ({sig}) => ({out}) {{ {body} }}", **keywords)
+
+
+HUGE = shape(2**20, 2**20)
+PICTURE = "float[N,2,6,6] x"
+
+
+def huge_initializer() -> onnx.ModelProto:
+    proto = ramp(PICTURE, "m = ReduceMax<keepdims=0>(w)\n y = Add(x, m)")
+    proto.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[2**20, 2**20], raw_data=b"")
+    return proto
+
+
+def huge_typed_initializer() -> onnx.ModelProto:
+    proto = ramp(PICTURE, "m = ReduceMax<keepdims=0>(w)\n y = Add(x, m)")
+    proto.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[2**20, 2**20], float_data=[1.0])
+    return proto
+
+
+def overflowing_initializer() -> onnx.ModelProto:
+    proto = ramp(PICTURE, "m = ReduceMax<keepdims=0>(w)\n y = Add(x, m)")
+    proto.graph.initializer.add(name="w", data_type=TensorProto.FLOAT, dims=[2**32, 2**32, 4], raw_data=b"")
+    return proto
+
+
+def cyclic() -> onnx.ModelProto:
+    return ramp(PICTURE, "a = Add(x, b)\n b = Relu(a)\n y = Relu(b)")
+
+
+def nested(depth: int) -> onnx.ModelProto:
+    """If inside If inside If."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], [f"y{depth}"])], "leaf", [], [value(f"y{depth}", 1, None)])
+    for level in range(depth - 1, -1, -1):
+        node = helper.make_node("If", ["c"], [f"y{level}"], then_branch=graph, else_branch=graph if level > depth - 4 else _leaf(level))
+        inputs = [] if level else [value("x", 1, ["N", 2, 6, 6])]
+        before = [] if level else [helper.make_node("ReduceMax", ["x"], ["t"], keepdims=0), helper.make_node("Cast", ["t"], ["c"], to=9)]
+        graph = helper.make_graph([*before, node], f"g{level}", inputs, [value(f"y{level}", 1, None if level else ["N", 2, 6, 6])])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def _leaf(level: int) -> onnx.GraphProto:
+    out = helper.make_tensor_value_info(f"z{level}", 1, None)
+    return helper.make_graph([helper.make_node("Abs", ["x"], [f"z{level}"])], f"leaf{level}", [], [out])
+
+
+def abyss(depth: int) -> bytes:
+    """Sub-graphs in sub-graphs, deeper than protobuf's own readers go, written byte by byte."""
+
+    def field(number: int, data: bytes) -> bytes:
+        size, rest = b"", len(data)
+        while rest > 127:
+            size, rest = size + bytes([rest & 127 | 128]), rest >> 7
+        return bytes([number << 3 | 2]) + size + bytes([rest]) + data
+
+    graph = b""
+    for _ in range(depth):
+        graph = field(1, field(5, field(6, graph)))  # graph.node[0].attribute[0].g
+    return small_cnn().SerializeToString() + field(7, graph)
+
+
+def looping() -> onnx.ModelProto:
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Relu", ["s"], ["s2"])],
+        "body",
+        [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, []), value("s", 1, None)],
+        [value("on", TensorProto.BOOL, []), value("s2", 1, None)],
+    )
+    node = helper.make_node("Loop", ["m", "", "x"], ["y"], body=body, name="spin")
+    graph = helper.make_graph([node], "g", [value("x", 1, ["N", 2, 6, 6])], [value("y", 1, ["N", 2, 6, 6])])
+    graph.initializer.append(numpy_helper.from_array(np.asarray(2**62, np.int64), "m"))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def branching() -> onnx.ModelProto:
+    proto = nested(1)
+    proto.graph.node[-1].name = "fork"
+    return proto
+
+
+def recursive_function() -> onnx.ModelProto:
+    proto = ramp(PICTURE, "y = Relu(x)")
+    proto.graph.node[0].domain, proto.graph.node[0].op_type = "mine", "F"
+    proto.opset_import.append(helper.make_opsetid("mine", 1))
+    inner = helper.make_node("F", ["a"], ["b"], domain="mine")
+    function = helper.make_function("mine", "F", ["a"], ["b"], [inner], [helper.make_opsetid("mine", 1)])
+    proto.functions.append(function)
+    return proto
+
+
+def exploding_functions() -> onnx.ModelProto:
+    """Forty functions, each calling the next one twice: 2^40 nodes when inlined."""
+    proto = ramp(PICTURE, "y = Relu(x)")
+    proto.graph.node[0].domain, proto.graph.node[0].op_type = "mine", "F0"
+    mine, plain = helper.make_opsetid("mine", 1), helper.make_opsetid("", 18)
+    proto.opset_import.append(mine)
+    for level in range(40):
+        call = [
+            helper.make_node(f"F{level + 1}", ["a"], ["t"], domain="mine"),
+            helper.make_node(f"F{level + 1}", ["t"], ["b"], domain="mine"),
+        ]
+        proto.functions.append(helper.make_function("mine", f"F{level}", ["a"], ["b"], call, [mine]))
+    proto.functions.append(helper.make_function("mine", "F40", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], [plain]))
+    return proto
+
+
+def without_opsets() -> onnx.ModelProto:
+    proto = small_cnn()
+    del proto.opset_import[:]
+    return proto
+
+
+def custom_domain() -> onnx.ModelProto:
+    proto = ramp(PICTURE, "a = Relu(x)\n y = Abs(a)")
+    proto.graph.node[1].domain, proto.graph.node[1].op_type, proto.graph.node[1].name = "com.acme", "Magic", "spell"
+    proto.opset_import.append(helper.make_opsetid("com.acme", 3))
+    return proto
+
+
+def sequence_input() -> onnx.ModelProto:
+    item = helper.make_sequence_type_proto(helper.make_tensor_type_proto(1, ["N", 2, 6, 6]))
+    proto = ramp(PICTURE, "y = Relu(x)")
+    proto.graph.input[0].type.CopyFrom(item)
+    proto.graph.node[0].op_type = "ConcatFromSequence"
+    proto.graph.node[0].attribute.append(helper.make_attribute("axis", 0))
+    return proto
+
+
+def no_nodes() -> onnx.ModelProto:
+    proto = ramp(PICTURE, "y = Relu(x)")
+    del proto.graph.node[:]
+    return proto
+
+
+def no_outputs() -> onnx.ModelProto:
+    proto = small_cnn()
+    del proto.graph.output[:]
+    return proto
+
+
+def no_inputs() -> onnx.ModelProto:
+    proto = small_cnn()
+    del proto.graph.input[:]
+    return proto
+
+
+def untyped_input() -> onnx.ModelProto:
+    proto = small_cnn()
+    proto.graph.input[0].ClearField("type")
+    return proto
+
+
+def twice_the_same_input() -> onnx.ModelProto:
+    proto = small_cnn()
+    proto.graph.input.append(proto.graph.input[0])
+    return proto
+
+
+def bytes_as_a_name() -> bytes:
+    """Not UTF-8 where a name should be."""
+    return small_cnn().SerializeToString().replace(b"Softmax", b"Soft\xff\xfex")
+
+
+def relabelled(opset: int) -> onnx.ModelProto:
+    proto = small_cnn()
+    proto.opset_import[0].version = opset
+    return proto
+
+
+# label: (model, what the refusal must name; None: it may also work)
+HOSTILE: dict[str, tuple[Callable[[], onnx.ModelProto | bytes], tuple[str, ...] | None]] = {
+    "an initialiser of a terabyte without data": (huge_initializer, ("w",)),
+    "an initialiser of a terabyte with one number": (huge_typed_initializer, ("w",)),
+    "an initialiser whose size overflows": (overflowing_initializer, ("w",)),
+    "ConstantOfShape of a terabyte": (lambda: ramp(PICTURE, "c = ConstantOfShape(s)\n m = ReduceSum<keepdims=0>(c)\n y = Add(x, m)", s=HUGE), ()),
+    "ConstantOfShape with a negative size": (lambda: ramp(PICTURE, "c = ConstantOfShape(s)\n y = Add(x, c)", s=shape(-1, 3)), ()),
+    "Expand to a terabyte": (lambda: ramp(PICTURE, "c = Expand(x, s)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)", s=shape(2**20, 2**18, 1, 1, 1, 1)), ()),
+    "Tile to a terabyte": (lambda: ramp(PICTURE, "c = Tile(w, s)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)", w=drawn(2, 2), s=shape(2**19, 2**19)), ()),
+    "Tile of the input to a terabyte": (lambda: ramp(PICTURE, "c = Tile(x, s)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)", s=shape(1, 2**10, 2**10, 2**10)), ()),
+    "Range of a trillion": (lambda: ramp(PICTURE, "c = Range(a, b, d)\n m = ReduceSum<keepdims=0>(c)\n y = Add(x, m)", a=np.float32(0), b=np.float32(1e12), d=np.float32(1)), ()),
+    "Range with step zero": (lambda: ramp(PICTURE, "c = Range(a, b, d)\n m = ReduceSum<keepdims=0>(c)\n y = Add(x, m)", a=np.float32(0), b=np.float32(9), d=np.float32(0)), ()),
+    "Range of NaN": (lambda: ramp(PICTURE, "c = Range(a, b, d)\n m = ReduceSum<keepdims=0>(c)\n y = Add(x, m)", a=np.float32("nan"), b=np.float32(9), d=np.float32(1)), ()),
+    "Pad by a gigapixel": (lambda: ramp(PICTURE, "c = Pad(x, p)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)", p=shape(0, 0, 2**20, 0, 0, 0, 0, 2**20)), ()),
+    "Resize to a terapixel": (lambda: ramp(PICTURE, "c = Resize(x, , f)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)", f=np.asarray([1, 1, 1e6, 1e6], np.float32)), ()),
+    "OneHot of a trillion classes": (lambda: ramp("int64[N] x", "y = OneHot(x, d, v)", "float[N,M] y", d=np.asarray(2**40), v=np.asarray([0, 1], np.float32)), ()),
+    "EyeLike, Trilu and CumSum of a terabyte": (lambda: ramp(PICTURE, "c = ConstantOfShape(s)\n e = EyeLike(c)\n t = Trilu(e)\n m = ReduceSum<keepdims=0>(t)\n y = Add(x, m)", s=HUGE), ()),
+    "MaxPool with a kernel of 2^40": (lambda: ramp(PICTURE, "y = MaxPool<kernel_shape=[1099511627776,1], auto_pad=\"SAME_UPPER\">(x)"), ()),
+    "AveragePool with a kernel of 2^31": (lambda: ramp(PICTURE, "y = AveragePool<kernel_shape=[2147483648,1], auto_pad=\"SAME_UPPER\">(x)"), ()),
+    "AveragePool with a kernel of nothing": (lambda: ramp(PICTURE, "y = AveragePool<kernel_shape=[0,0]>(x)"), ()),
+    "Conv with stride nought": (lambda: ramp(PICTURE, "y = Conv<strides=[0,0]>(x, w)", w=drawn(2, 2, 1, 1)), ()),
+    "Conv with pads of 2^40": (lambda: ramp(PICTURE, "c = Conv<pads=[1099511627776,0,0,0]>(x, w)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)", w=drawn(2, 2, 1, 1)), ()),
+    "Conv with a weight of another rank": (lambda: ramp(PICTURE, "y = Conv(x, w)", w=drawn(2, 2, 1)), ()),
+    "Conv with groups that do not divide": (lambda: ramp(PICTURE, "y = Conv<group=3>(x, w)", w=drawn(2, 2, 1, 1)), ()),
+    "Reshape to impossible sizes": (lambda: ramp(PICTURE, "y = Reshape(x, s)", s=shape(0, 5, -1, 7)), ()),
+    "Reshape with two wildcards": (lambda: ramp(PICTURE, "y = Reshape(x, s)", s=shape(-1, -1)), ()),
+    "Gather out of range": (lambda: ramp(PICTURE, "y = Gather<axis=1>(x, i)", i=shape(99)), ()),
+    "Split into what is not there": (lambda: ramp(PICTURE, "y, z = Split<axis=1>(x, s)", s=shape(5, 7)), ()),
+    "Transpose with an axis twice": (lambda: ramp(PICTURE, "y = Transpose<perm=[0,1,1,2]>(x)"), ()),
+    "Concat along a missing axis": (lambda: ramp(PICTURE, "y = Concat<axis=9>(x, x)"), ()),
+    "a cycle": (cyclic, ()),
+    "no operator set": (without_opsets, ("opset",)),
+    "operator set 99": (lambda: relabelled(99), ("99",)),
+    "operator set 0": (lambda: relabelled(0), ("0",)),
+    "a negative operator set": (lambda: relabelled(-1), ("-1",)),
+    **{f"operator set {v} under newer operators": (lambda v=v: relabelled(v), None) for v in range(1, 7)},  # type: ignore[misc]
+    "If on the way": (branching, ("fork", "If")),
+    "24 levels of If": (lambda: nested(24), ("If",)),
+    "5 000 levels of sub-graphs": (lambda: abyss(5000), ()),
+    "Loop of 2^62 rounds on the way": (looping, ("spin", "Loop")),
+    "a function that calls itself": (recursive_function, ()),
+    "functions that double forty times": (exploding_functions, ()),
+    "an operator of a custom domain": (custom_domain, ("spell", "Magic", "com.acme")),
+    "a sequence as the input": (sequence_input, ("x",)),
+    "a string as the input": (lambda: ramp("string[N] x", "y = Identity(x)", "string[N] y"), ()),
+    "no node": (no_nodes, ()),
+    "no output": (no_outputs, ()),
+    "no input": (no_inputs, ()),
+    "an input without a type": (untyped_input, ()),
+    "an input listed twice": (twice_the_same_input, ("x",)),
+    "an undefined operand": (lambda: ramp(PICTURE, "a = Relu(nowhere)\n y = Add(x, a)"), ("nowhere",)),
+    "an output that nothing computes": (lambda: ramp(PICTURE, "a = Relu(x)", "float[N,2,6,6] y"), ("y",)),
+    "two nodes that compute one tensor": (lambda: ramp(PICTURE, "y = Relu(x)\n y = Abs(x)"), ("y",)),
+    "a node without outputs": (lambda: ramp(PICTURE, "y = Relu(x)\n = Abs(x)") if False else _outputless(), None),
+    "the same output twice": (lambda: ramp(PICTURE, "y = Relu(x)", "float[N,2,6,6] y, float[N,2,6,6] y"), None),
+    "an output that does not depend on the input": (lambda: ramp(PICTURE, "a = Relu(x)\n y = Relu(w)", "float[3] y", w=drawn(3)), ("y", "x")),
+    "a name that is not text": (bytes_as_a_name, ()),
+    "a declared output shape that is wrong": (lambda: ramp(PICTURE, "y = Relu(x)", "float[N,9,9] y"), ()),
+    "a declared output type that is wrong": (lambda: ramp(PICTURE, "y = Relu(x)", "int64[N,2,6,6] y"), ()),
+    "attributes of another kind": (lambda: ramp(PICTURE, "y = MaxPool<kernel_shape=\"two\">(x)"), ()),
+    "a missing attribute": (lambda: ramp(PICTURE, "y = MaxPool(x)"), ()),
+    "an LSTM on the way": (lambda: ramp("float[S,N,3] x", "y, h, c = LSTM<hidden_size=2>(x, w, r)", "float[S,1,N,2] y", w=drawn(1, 8, 3), r=drawn(1, 8, 2)), ("LSTM",)),
+    "NonZero on the way": (lambda: ramp(PICTURE, "i = NonZero(x)\n c = Cast<to=1>(i)\n y = ReduceSum<keepdims=0>(c)", "float y"), None),
+}
+
+
+def _outputless() -> onnx.ModelProto:
+    proto = ramp(PICTURE, "y = Relu(x)")
+    proto.graph.node.add(op_type="Abs", input=["x"])
+    return proto
+
+
+def _source(made: onnx.ModelProto | bytes) -> bytes:
+    return made if isinstance(made, bytes) else made.SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def hostile() -> dict[str, tuple[Case, Outcome]]:
+    feeds = {"OneHot of a trillion classes": np.zeros(2, np.int64), "an LSTM on the way": drawn(4, 2, 3)}
+    cases = [Case(label, _source(make()), feeds.get(label)) for label, (make, _) in HOSTILE.items()]
+    return {c.label: (c, o) for c, o in zip(cases, outcomes(cases))}
+
+
+@pytest.mark.parametrize("label", HOSTILE)
+def test_a_hostile_model_is_refused_in_one_sentence(label: str, hostile: dict[str, tuple[Case, Outcome]]) -> None:
+    case, outcome = hostile[label]
+    assert not (found := fault(case, outcome)), found
+    names = HOSTILE[label][1]
+    if names is not None:
+        assert outcome.kind == "refused", "it was explained"
+        assert [n for n in names if n not in outcome.message] == [], outcome.message
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ import bench_cpu
 import make_models
 import numpy as np
 import onnx
-import torch  # noqa: TID251  the comparison is what this tool is for
+import torch
 from bench_cpu import Builder, Built, Spread
 from onnx import numpy_helper
-from torch import Tensor, nn  # noqa: TID251
+from torch import Tensor, nn
 
 PAUSE_SECONDS = 0.05  # torch's threads spin for a while after a run; without a pause they would slow the next one
 TOLERANCE = 1e-3  # float32 maps whose definitions coincide: largest difference relative to the largest value

@@ -21,7 +21,7 @@ from onnx_explain.explainer import Explainer
 from onnx_explain.explanation import Explanation, Target
 from onnx_explain.ir.view import dims
 from onnx_explain.methods import METHODS, Seed, resolve
-from onnx_explain.relevance import channel_axis, explained_tensor
+from onnx_explain.path import channel_axis, explained_tensor
 
 Progress = Callable[[int, int], None]  # inputs finished, inputs in all
 

@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 
 from onnx_explain.errors import InputError, ModelError, UnsupportedOperator, suggest
+from onnx_explain.ir.emit import set_dtype
 from onnx_explain.ir.model import first_line
 
 OPSET = 18  # the lowest opset with axes as inputs, Split's num_outputs and ScatterElements' additions
@@ -50,10 +51,12 @@ def _lift(model: ir.Model) -> None:
     try:
         if model.functions:
             passes.InlinePass()(model)
-            passes.RemoveUnusedFunctionsPass()(model)
+            passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     except Exception as error:
-        raise ModelError(f"The model's functions or constants cannot be resolved ({first_line(error)}); export it again.") from error
+        raise ModelError(
+            f"The model's functions or constants cannot be resolved ({first_line(error)}); export it again."
+        ) from error
     graph = model.graph
     fed = [v for v in graph.inputs if v.name not in graph.initializers]
     if len(fed) != len(graph.inputs):
@@ -67,7 +70,9 @@ def _convert(model: ir.Model) -> None:
     version = model.graph.opset_imports.get("", None)
     if version is None:
         if any(node.domain == "" for node in model.graph):
-            raise ModelError("The model uses ONNX operators but names no version of them (`opset_import`); export it again.")
+            raise ModelError(
+                "The model uses ONNX operators but names no version of them (`opset_import`); export it again."
+            )
         model.graph.opset_imports[""] = OPSET
         return
     if version >= OPSET:
@@ -81,7 +86,9 @@ def _convert(model: ir.Model) -> None:
     try:
         version_converter.ConvertVersionPass(target_version=OPSET, fallback=True)(model)
     except Exception as error:
-        raise ModelError(f"The model's opset {version} cannot be brought to {OPSET} ({first_line(error)}); export it with opset 18 or later.") from error
+        raise ModelError(
+            f"The model's opset {version} cannot be brought to {OPSET} ({first_line(error)}); export it with opset 18 or later."
+        ) from error
     if model.graph.opset_imports.get("") != OPSET:
         foreign = next((n for n in model.graph if n.domain not in ("", "ai.onnx")), None)
         if foreign is not None:
@@ -94,7 +101,9 @@ def _convert(model: ir.Model) -> None:
         _restore_asymmetric(model)
         _retype_bounds(model, clipped)
     if [v.name for v in model.graph.outputs] != outputs:
-        raise ModelError(f"Bringing the model from opset {version} to {OPSET} lost an output's name; export it with opset 18 or later.")
+        raise ModelError(
+            f"Bringing the model from opset {version} to {OPSET} lost an output's name; export it with opset 18 or later."
+        )
 
 
 def _clipped_types(model: ir.Model) -> dict[str, ir.DataType]:
@@ -113,9 +122,11 @@ def _retype_bounds(model: ir.Model, types: Mapping[str, ir.DataType]) -> None:
         dtype = types.get(node.outputs[0].name or "") if node.op_type == "Clip" else None
         for index in (1, 2) if dtype not in (None, ir.DataType.FLOAT) else ():
             bound = node.inputs[index] if index < len(node.inputs) else None
-            if bound is None:
+            if bound is None or dtype is None:
                 continue
-            cast = ir.node("Cast", [bound], {"to": int(dtype)}, name=f"{node.name or node.outputs[0].name}/bound{index}")
+            cast = ir.node(
+                "Cast", [bound], {"to": int(dtype)}, name=f"{node.name or node.outputs[0].name}/bound{index}"
+            )
             cast.outputs[0].name = f"{cast.name}_out"
             model.graph.insert_before(node, cast)
             node.replace_input_with(index, cast.outputs[0])
@@ -125,7 +136,9 @@ def _restore_asymmetric(model: ir.Model) -> None:
     """Upsample and Resize-10 sampled at k/scale and rounded down; the converter leaves them to the newer defaults."""
     for node in model.graph:
         if node.op_type == "Resize":
-            node.attributes["coordinate_transformation_mode"] = ir.AttrString("coordinate_transformation_mode", "asymmetric")
+            node.attributes["coordinate_transformation_mode"] = ir.AttrString(
+                "coordinate_transformation_mode", "asymmetric"
+            )
             node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "floor")
 
 
@@ -160,7 +173,9 @@ def _bind(model: ir.Model, shapes: Shapes) -> None:
         value = named[name]
         own: list[Any] = list(value.shape) if value.shape is not None else [None] * len(given)
         if len(own) != len(given):
-            raise InputError(f"Input {name!r} has rank {len(own)}, but the given shape {list(given)} has rank {len(given)}.")
+            raise InputError(
+                f"Input {name!r} has rank {len(own)}, but the given shape {list(given)} has rank {len(given)}."
+            )
         for axis, size in enumerate(given):
             if isinstance(own[axis], int) and isinstance(size, int) and own[axis] != size:
                 raise InputError(
@@ -207,9 +222,9 @@ def _world(model: ir.Model, batch: int | None) -> _World:
     for value in world.graph.inputs:
         if batch is not None and value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
             value.shape = ir.Shape([batch, *list(value.shape)[1:]])
-    for value in world.graph.outputs:
-        if not value.is_graph_input():
-            value.shape = None
+    for output in world.graph.outputs:
+        if not output.is_graph_input():
+            output.shape = None
     known: dict[str, npt.NDArray[Any]] = {}
     for _ in range(64):  # each round resolves at least one more Reshape; real models need one to four
         _shape_pass(world)
@@ -235,22 +250,27 @@ def _shape_pass(world: ir.Model) -> None:
     except Exception as error:
         try:  # an operator without an inference rule stops the strict mode; the lenient one goes round it
             inferred = _c_api_utils.call_onnx_api(
-                lambda p: onnx.shape_inference.infer_shapes(p, check_type=False, strict_mode=False, data_prop=True), world
+                lambda p: onnx.shape_inference.infer_shapes(p, check_type=False, strict_mode=False, data_prop=True),
+                world,
             )
         except Exception:
-            raise ModelError(f"The model's shapes contradict each other ({first_line(error)}); export it again.") from error
+            raise ModelError(
+                f"The model's shapes contradict each other ({first_line(error)}); export it again."
+            ) from error
         if "Inferred shape and existing shape differ" in str(error) or "Incompatible dimensions" in str(error):
-            raise ModelError(f"The model's shapes contradict each other ({first_line(error)}); export it again.") from error
-    own = {v.name: v for node in world.graph for v in node.outputs}
+            raise ModelError(
+                f"The model's shapes contradict each other ({first_line(error)}); export it again."
+            ) from error
+    own = {v.name or "": v for node in world.graph for v in node.outputs}
     for info in (*inferred.graph.value_info, *inferred.graph.output):
-        value = own.get(info.name)
-        if value is None or not info.type.HasField("tensor_type"):
+        known = own.get(info.name)
+        if known is None or not info.type.HasField("tensor_type"):
             continue
         tensor = info.type.tensor_type
         if tensor.elem_type:
-            value.dtype = ir.DataType(tensor.elem_type)
+            known.dtype = ir.DataType(tensor.elem_type)
         if tensor.HasField("shape"):
-            value.shape = ir.Shape(
+            known.shape = ir.Shape(
                 [d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim]
             )
 
@@ -259,7 +279,11 @@ def _fold(world: ir.Model, known: dict[str, npt.NDArray[Any]]) -> bool:
     """Evaluate every node whose operands are known and small; True where something was new."""
     found = False
     for node in list(world.graph):
-        if all((v.name or "") in known for v in node.outputs) or node.op_type in _RANDOM or node.domain not in ("", "ai.onnx"):
+        if (
+            all((v.name or "") in known for v in node.outputs)
+            or node.op_type in _RANDOM
+            or node.domain not in ("", "ai.onnx")
+        ):
             continue
         results = _shape_value(node) if node.op_type in ("Shape", "Size") else _evaluate(node, known)
         if results is None:
@@ -268,10 +292,14 @@ def _fold(world: ir.Model, known: dict[str, npt.NDArray[Any]]) -> bool:
             name = value.name or ""
             known[name] = array
             value.const_value = ir.tensor(array, name=name)
-            value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
+            dtype = ir.DataType.from_numpy(array.dtype)
+            value.shape, value.dtype = ir.Shape(array.shape), dtype
             if not value.is_graph_output():
                 constant = ir.Value(
-                    name=f"{name}/known", shape=value.shape, type=ir.TensorType(value.dtype), const_value=value.const_value
+                    name=f"{name}/known",
+                    shape=value.shape,
+                    type=ir.TensorType(dtype),
+                    const_value=value.const_value,
                 )
                 world.graph.register_initializer(constant)
                 value.replace_all_uses_with(constant)
@@ -282,9 +310,12 @@ def _fold(world: ir.Model, known: dict[str, npt.NDArray[Any]]) -> bool:
 
 def _shape_value(node: ir.Node) -> list[npt.NDArray[Any]] | None:
     source = node.inputs[0]
-    if source is None or source.shape is None or not all(isinstance(d, int) for d in source.shape):
+    if source is None or source.shape is None:
         return None
-    sizes = np.asarray([int(d) for d in source.shape], dtype=np.int64)
+    static = [d for d in source.shape if isinstance(d, int)]
+    if len(static) < len(source.shape):
+        return None
+    sizes = np.asarray(static, dtype=np.int64)
     if node.op_type == "Size":
         return [np.asarray(sizes.prod(), dtype=np.int64)]
     start, end = node.attributes.get("start"), node.attributes.get("end")
@@ -331,17 +362,25 @@ def _small(node: ir.Node, feeds: Mapping[str, npt.NDArray[Any]]) -> bool:
     if node.op_type == "Range" and len(operands) == 3:
         start, limit, delta = (float(o) for o in operands)
         return delta != 0 and abs((limit - start) / delta) <= FOLDED
-    return all(o.size <= FOLDED for o in operands) and node.op_type not in ("Resize", "Upsample", "Pad", "ConvTranspose", "OneHot", "CenterCropPad", "Col2Im")
+    return all(o.size <= FOLDED for o in operands) and node.op_type not in (
+        "Resize",
+        "Upsample",
+        "Pad",
+        "ConvTranspose",
+        "OneHot",
+        "CenterCropPad",
+        "Col2Im",
+    )
 
 
 def _adopt(model: ir.Model, worlds: list[_World]) -> None:
     """Write into the model what all worlds agree on."""
-    shapes, dtypes, known = worlds[0]
+    _, dtypes, known = worlds[0]
     graph = model.graph
     for node in list(graph):
         for value in node.outputs:
             name = value.name or ""
-            value.dtype = dtypes.get(name) or value.dtype
+            set_dtype(value, dtypes.get(name))
             value.shape = _merged([world[0].get(name) for world in worlds], len(worlds))
         names = [v.name or "" for v in node.outputs]
         if all(n in known for n in names) and all(

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.emit import Emitter, set_dtype
 from onnx_explain.ir.view import Operation, Value, plain
 
 DOMAIN = "ai.onnx_explain"
@@ -99,7 +99,7 @@ def expand(model: ir.Model) -> ir.Model:
             results = EXPANSIONS[composite.kind](op, composite)
         for old, new in zip(node.outputs, results):
             if new.dtype is None:
-                new.dtype = old.dtype
+                set_dtype(new, old.dtype)
             if new.shape is None:
                 new.shape = old.shape
             if old.is_graph_output():

@@ -35,9 +35,13 @@ class Emitter:
         self._scope = PREFIX
         self._metadata: dict[str, str] = {}
         self._known: dict[Any, tuple[Value, ...]] = {}
-        self._taken = {node.name for node in graph} | {
-            v.name for node in graph for v in node.outputs
-        } | {v.name for v in graph.inputs} | set(graph.initializers)
+        self._taken = (
+            {node.name for node in graph}
+            | {v.name for node in graph for v in node.outputs}
+            | {v.name for v in graph.inputs}
+            | set(graph.initializers)
+        )
+        self._given = set(self._taken)
         self._counts: dict[str, int] = {}
 
     @contextmanager
@@ -94,7 +98,7 @@ class Emitter:
             for i, value in enumerate(node.outputs):
                 value.name = self._fresh(f"{name}_out" if outputs == 1 else f"{name}_out{i}")
                 model = like[i] if i < len(like) else None
-                value.dtype = model.dtype if model is not None else _dtype(op_type, operands, attrs)
+                set_dtype(value, model.dtype if model is not None else _dtype(op_type, operands, attrs))
                 value.shape = model.shape if model is not None else _shape(op_type, operands)
             self._graph.append(node)
             if not shared:
@@ -102,7 +106,7 @@ class Emitter:
             self._known[key] = tuple(node.outputs)
         return self._known[key]
 
-    def constant(self, array: npt.ArrayLike, *, like: Value | None = None, dtype: npt.DTypeLike = None) -> Value:
+    def constant(self, array: npt.ArrayLike, *, like: Value | None = None, dtype: npt.DTypeLike | None = None) -> Value:
         """A constant; of `like`'s dtype where that is given."""
         data = np.asarray(array, dtype=dtype)
         if like is not None and like.dtype is not None:
@@ -129,8 +133,42 @@ class Emitter:
 
     def typed(self, value: Value, like: Value) -> Value:
         """Give `value` the dtype and shape of `like`: relevance has the type of what it belongs to."""
-        value.dtype, value.shape = like.dtype, like.shape
+        set_dtype(value, like.dtype)
+        value.shape = like.shape
         return value
+
+    def input(self, name: str, like: Value | None = None, *, default: npt.NDArray[Any] | None = None) -> Value:
+        """A new graph input: of `like`'s type, or optional with a default, whose first dimension is left open."""
+        if default is None:
+            if like is None:
+                raise ValueError("an input needs a type or a default")
+            value = ir.Value(name=name, shape=like.shape, type=like.type)
+            self._graph.inputs.append(value)
+            return value
+        tensor = ir.tensor(default, name=name)
+        shape = ir.Shape([f"{name}s", *default.shape[1:]])
+        value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self._graph.inputs.append(value)
+        self._graph.register_initializer(value)
+        return value
+
+    def output(self, value: Value, name: str, like: Value) -> None:
+        """Make `value` a graph output called `name`; a copy of it where it has a name of its own to keep."""
+        kept = value.is_graph_output() or value.producer() is None or value.name in self._given
+        out = self.copy(value) if kept else value
+        out.name = name
+        if out.shape is None:
+            self.typed(out, like)
+        self._graph.outputs.append(out)
+
+    @property
+    def names(self) -> set[str]:
+        """The names the graph had before anything was emitted: they stay as they are."""
+        return {name for name in self._given if name}
+
+    def finish(self) -> None:
+        """Bring the nodes into the order in which they run."""
+        self._graph.sort()
 
     def typed_rank(self, value: Value, n: int) -> Value:
         """Note the rank of a value whose shape inference the emitter does not do."""
@@ -147,7 +185,11 @@ class Emitter:
         if value is None or isinstance(value, Value):
             return value
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return self.constant(value, like=reference, dtype=None if reference else np.float32)
+            return (
+                self.constant(value, like=reference)
+                if reference is not None
+                else self.constant(value, dtype=np.float32)
+            )
         return self.constant(value)
 
     def _constant(self, data: npt.NDArray[Any]) -> Value:
@@ -173,6 +215,12 @@ class Emitter:
         return name
 
 
+def set_dtype(value: Value, dtype: ir.DataType | None) -> None:
+    """Type a value where the dtype is known."""
+    if dtype is not None:
+        value.dtype = dtype
+
+
 def _frozen(attributes: dict[str, Any]) -> Any:
     return tuple(sorted((k, tuple(v) if isinstance(v, (list, tuple)) else v) for k, v in attributes.items()))
 
@@ -188,8 +236,38 @@ def _dtype(op_type: str, operands: Sequence[Value | None], attributes: dict[str,
     return next((v.dtype for v in typed if v is not None and v.dtype is not None), None)
 
 
-_SAME_SHAPE = {"Relu", "Neg", "Abs", "Sign", "Sqrt", "Reciprocal", "Exp", "Log", "Tanh", "Sigmoid", "Identity", "Not", "Erf"}
-_BROADCAST = {"Add", "Sub", "Mul", "Div", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Where", "Max", "Min", "Pow"}
+_SAME_SHAPE = {
+    "Relu",
+    "Neg",
+    "Abs",
+    "Sign",
+    "Sqrt",
+    "Reciprocal",
+    "Exp",
+    "Log",
+    "Tanh",
+    "Sigmoid",
+    "Identity",
+    "Not",
+    "Erf",
+}
+_BROADCAST = {
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Equal",
+    "Greater",
+    "Less",
+    "GreaterOrEqual",
+    "LessOrEqual",
+    "And",
+    "Or",
+    "Where",
+    "Max",
+    "Min",
+    "Pow",
+}
 
 
 def _shape(op_type: str, operands: Sequence[Value | None]) -> ir.Shape | None:
@@ -205,10 +283,7 @@ def _shape(op_type: str, operands: Sequence[Value | None]) -> ir.Shape | None:
             return None
         full = max((s for s in shapes if s is not None), key=len)
         fits = all(
-            d == 1 or d == e
-            for s in shapes
-            if s is not None
-            for d, e in zip(reversed(list(s)), reversed(list(full)))
+            d == 1 or d == e for s in shapes if s is not None for d, e in zip(reversed(list(s)), reversed(list(full)))
         )
         return full if fits else None
     return None

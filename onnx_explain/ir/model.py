@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from onnx_explain.errors import ModelError, OutputError
+from onnx_explain.errors import ModelError
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
 LIMIT = 2**31 - 1  # bytes of one protobuf message
@@ -21,11 +19,15 @@ LIMIT = 2**31 - 1  # bytes of one protobuf message
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model as read: the graph, where it came from, and the SHA-256 of the file (or of the serialised message)."""
+    """A model as read: the graph, where it came from, and the SHA-256 of the file (or of the serialised message).
+
+    `files`: every file it was read from, the external data among them; none of them may be written to.
+    """
 
     model: ir.Model
     path: Path | None
     sha256: str
+    files: frozenset[Path] = frozenset()
 
 
 def load(source: Source) -> Loaded:
@@ -38,22 +40,28 @@ def load(source: Source) -> Loaded:
         copy.CopyFrom(source)
         data = copy.SerializeToString(deterministic=True)
         return Loaded(_graph(copy, None), None, hashlib.sha256(data).hexdigest())
-    if isinstance(source, bytes):
-        return Loaded(_graph(_parse(source, "the given bytes"), None), None, hashlib.sha256(source).hexdigest())
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+        return Loaded(_graph(_parse(data, "the given bytes"), None), None, hashlib.sha256(data).hexdigest())
+    if not isinstance(source, (str, os.PathLike)):
+        raise ModelError(f"A model is a path, bytes or an onnx.ModelProto, not {type(source).__name__}.")
     path = Path(source)
     data = _read(path)
-    return Loaded(_graph(_parse(data, f"{path}"), path), path, hashlib.sha256(data).hexdigest())
+    proto = _parse(data, f"{path}")
+    model = _graph(proto, path)
+    return Loaded(model, path, hashlib.sha256(data).hexdigest(), frozenset({path.resolve(), *_data_files(proto, path)}))
 
 
 def _read(path: Path) -> bytes:
-    if not path.exists():
-        raise ModelError(f"{path}: there is no such file; give the path of an .onnx file.")
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder; give the path of an .onnx file.")
     try:
+        if not path.exists():
+            raise ModelError(f"{str(path)[:300]}: there is no such file; give the path of an .onnx file.")
+        if not path.is_file():
+            raise ModelError(f"{path} is a folder or a device; give the path of an .onnx file.")
         return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}; check its permissions.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelError(f"{str(path)[:300]!r} cannot be read: {reason}; give the path of an .onnx file.") from error
 
 
 def _parse(data: bytes, where: str) -> onnx.ModelProto:
@@ -72,9 +80,12 @@ def _graph(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
     if not proto.HasField("graph") or not proto.graph.node:
         raise ModelError(f"{where}: holds no graph, so it is not an ONNX model, or it is truncated; export it again.")
     if not proto.opset_import:
-        raise ModelError(f"{where}: names no operator set (`opset_import`), so its operators have no meaning; export it again.")
+        raise ModelError(
+            f"{where}: names no operator set (`opset_import`), so its operators have no meaning; export it again."
+        )
     _check_external(proto, path, where)
     _check_tensors(proto.graph, where)
+    _check_structure(proto, path, where)
     try:
         model = ir.from_proto(proto)
         model.graph.sort()  # some exporters write the nodes in another order than they run
@@ -84,6 +95,20 @@ def _graph(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
     except Exception as error:  # onnx_ir raises many kinds for malformed graphs: all are the file's fault
         raise ModelError(f"{where}: the graph is malformed ({first_line(error)}); export it again.") from error
     return model
+
+
+def _check_structure(proto: onnx.ModelProto, path: Path | None, where: str) -> None:
+    """ONNX's own checker; an operator it does not know is not its affair but that of whoever needs its room."""
+    try:
+        onnx.checker.check_model(str(path) if path is not None else proto)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        if "No Op registered" not in str(error) and "No opset import" not in str(error):
+            raise ModelError(f"{where}: not valid ONNX ({first_line(error)}); export it again.") from error
+
+
+def _data_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
+    entries = [e for t in _tensors(proto.graph) for e in t.external_data if e.key == "location"]
+    return [(path.parent / e.value).resolve() for e in entries]
 
 
 def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
@@ -143,7 +168,9 @@ def _check_tensors(graph: onnx.GraphProto, where: str) -> None:
         count = 1
         for d in tensor.dims:
             if d < 0:
-                raise ModelError(f"{where}: tensor {tensor.name!r} has a negative dimension; the file is damaged, export it again.")
+                raise ModelError(
+                    f"{where}: tensor {tensor.name!r} has a negative dimension; the file is damaged, export it again."
+                )
             count *= d
         width = _WIDTH.get(tensor.data_type)
         if tensor.HasField("raw_data") and width is not None and len(tensor.raw_data) != (count * width + 7) // 8:
@@ -167,35 +194,15 @@ def first_line(error: BaseException, limit: int = 240) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def save(model: ir.Model, path: Path) -> None:
-    """Write the model, whole or not at all; a model past protobuf's 2 GB goes with one data file beside it.
-
-    Raises OutputError where the folder does not exist or cannot be written.
-    """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; name the .onnx file to write.")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: the folder {path.parent} does not exist; make it first.")
-    large = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None) > LIMIT * 0.9
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-            draft = Path(scratch) / path.name
-            if large:
-                ir.save(model, draft, external_data=f"{path.name}.data")
-                (Path(scratch) / f"{path.name}.data").replace(path.parent / f"{path.name}.data")
-            else:
-                ir.save(model, draft)
-            draft.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}; check permissions and free space.") from error
+def write(model: ir.Model, path: Path) -> None:
+    """Write the model to a scratch path; past protobuf's 2 GB its weights go into ``<name>.data`` beside it."""
+    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    if sum(t.nbytes for t in tensors) > LIMIT * 0.9:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    else:
+        ir.save(model, path)
 
 
 def serialise(model: ir.Model) -> bytes:
     """The model as protobuf bytes, for a session."""
-    return ir.to_proto(model).SerializeToString()
-
-
-def discard(path: Path) -> None:
-    """Remove a file that must not be left half-right."""
-    with contextlib.suppress(OSError):
-        path.unlink()
+    return bytes(ir.to_proto(model).SerializeToString())

@@ -79,11 +79,11 @@ class Operation:
         """``node 'conv1' (Conv)``, for messages."""
         return f"node {self.name!r} ({self.domain + '.' if self.domain else ''}{self.op_type})"
 
-    def int(self, name: str, default: int) -> int:
+    def integer(self, name: str, default: int) -> int:
         """An integer attribute."""
         return int(self.attributes.get(name, default))
 
-    def float(self, name: str, default: float) -> float:
+    def number(self, name: str, default: float) -> float:
         """A float attribute, as the decimal the exporter wrote: ONNX stores float32, 1e-5 comes back as 9.99999975e-06."""
         value = self.attributes.get(name, default)
         return float(str(np.float32(value)))
@@ -200,6 +200,16 @@ class Window:
             begin, end = (small, large) if auto == "SAME_UPPER" else (large, small)
         elif auto == "VALID":
             begin, end = [0] * n, [0] * n
+        if (
+            not kernel
+            or min(*kernel, *strides, *dilations, *size, *out) < 1
+            or len({len(strides), len(dilations), len(begin), len(end), n}) > 1
+        ):
+            raise ModelError(
+                f"{node.where}: its window {list(kernel)}, strides {strides}, dilations {dilations} on {size} makes no sense."
+            )
+        if any((k - 1) * d >= i + b + e + s for k, d, i, b, e, s in zip(kernel, dilations, size, begin, end, strides)):
+            raise ModelError(f"{node.where}: its window {list(kernel)} is larger than its input {size}.")
         return Window(
             tuple(int(k) for k in kernel),
             tuple(strides),

@@ -4,12 +4,25 @@ from onnx_explain.operators import arithmetic, conv, matmul, normalize, pointwis
 from onnx_explain.operators.roles import ROOMS, NoRelevance, find, room
 
 NO_RELEVANCE = (
-    "And ArgMax ArgMin BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Ceil Constant ConstantOfShape Equal EyeLike "
-    "Floor Greater GreaterOrEqual Hardmax IsInf IsNaN Less LessOrEqual NonMaxSuppression NonZero Not OneHot Or RandomNormal "
-    "RandomNormalLike RandomUniform RandomUniformLike Range Round Shape Sign Size Unique Xor"
-).split()
+    "And", "ArgMax", "ArgMin", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Ceil", "Constant",
+    "ConstantOfShape", "Equal", "EyeLike", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "IsInf", "IsNaN", "Less",
+    "LessOrEqual", "NonMaxSuppression", "NonZero", "Not", "OneHot", "Or", "RandomNormal", "RandomNormalLike",
+    "RandomUniform", "RandomUniformLike", "Range", "Round", "Shape", "Sign", "Size", "Unique", "Xor",
+)  # fmt: skip
 
 for _op_type in NO_RELEVANCE:
-    room(_op_type)(lambda node: NoRelevance())
+    room(_op_type, inert=True)(lambda node: NoRelevance())
 
-__all__ = ["NO_RELEVANCE", "ROOMS", "arithmetic", "conv", "find", "matmul", "normalize", "pointwise", "pool", "rearrange", "resize"]
+__all__ = [
+    "NO_RELEVANCE",
+    "ROOMS",
+    "arithmetic",
+    "conv",
+    "find",
+    "matmul",
+    "normalize",
+    "pointwise",
+    "pool",
+    "rearrange",
+    "resize",
+]

@@ -13,34 +13,36 @@ from onnx_explain.operators.roles import Linear, Pointwise, Product, Role, Selec
 
 @room("Add", "Sum", sign="inherits")
 def add(node: Operation) -> Sum:
-    """y = Σ x_k."""
+    """Y = Σ x_k."""
     return Sum(tuple(1.0 for _ in node.inputs))
 
 
 @room("Sub")
 def sub(node: Operation) -> Sum:
-    """y = a - b."""
+    """Y = a - b."""
     return Sum((1.0, -1.0))
 
 
 @room("Mean", sign="inherits")
 def mean(node: Operation) -> Sum:
-    """y = Σ x_k / n."""
+    """Y = Σ x_k / n."""
     return Sum(tuple(1.0 / len(node.inputs) for _ in node.inputs))
 
 
 @room("Mul", sign="inherits")
 def mul(node: Operation) -> Role:
-    """y = a·b: a scaling where one operand is constant, a product of two active ones otherwise."""
+    """Y = a·b: a scaling where one operand is constant, a product of two active ones otherwise."""
     if {0, 1} <= node.active:
-        return Product(lambda op, r, k: reduce_like(op, _as(op, op.Mul(r, node.input(1 - k)), node.y), node.input(k)), (0, 1))
+        return Product(
+            lambda op, r, k: reduce_like(op, _as(op, op.Mul(r, node.input(1 - k)), node.y), node.input(k)), (0, 1)
+        )
     data = 1 if 1 in node.active else 0
     return _scaling(node, data, lambda op, s: op.Mul(s, node.input(1 - data)))
 
 
 @room("Div", sign="inherits")
 def div(node: Operation) -> Role:
-    """y = a/b: a scaling by a constant divisor, a pointwise reciprocal under a constant numerator, else a product."""
+    """Y = a/b: a scaling by a constant divisor, a pointwise reciprocal under a constant numerator, else a product."""
     a, b = node.input(0), node.input(1)
     if node.active == {0}:
         return _scaling(node, 0, lambda op, s: op.Div(s, b))
@@ -70,7 +72,7 @@ def _as(op: Emitter, value: Value, like: Value) -> Value:
 
 @room("Pow")
 def power(node: Operation) -> Role:
-    """y = x^p: pointwise in x under a constant exponent, in p under a constant base."""
+    """Y = x^p: pointwise in x under a constant exponent, in p under a constant base."""
     x, p = node.input(0), node.input(1)
 
     def by_base(op: Emitter) -> Value:
@@ -118,7 +120,7 @@ def reduced_axes(node: Operation) -> list[int]:
     axes = node.constant(1)
     listed = [int(a) for a in np.atleast_1d(axes)] if axes is not None else node.ints("axes")
     if not listed:
-        return [] if node.int("noop_with_empty_axes", 0) else list(range(n))
+        return [] if node.integer("noop_with_empty_axes", 0) else list(range(n))
     return sorted({a % n for a in listed})
 
 
@@ -126,7 +128,7 @@ def reduced_axes(node: Operation) -> list[int]:
 def reduce_sum(node: Operation) -> Linear:
     """Sums or means over axes."""
     axes = reduced_axes(node)
-    keep = bool(node.int("keepdims", 1))
+    keep = bool(node.integer("keepdims", 1))
     operands = [op_index for op_index in node.inputs[1:2] if op_index is not None]
 
     def forward(op: Emitter, x: Value, w: Value | None) -> Value:
@@ -156,7 +158,7 @@ def _count(op: Emitter, like: Value, axes: list[int]) -> Value:
 def reduce_max(node: Operation) -> Selection:
     """The first extremum over the axes takes all."""
     axes = reduced_axes(node)
-    keep = bool(node.int("keepdims", 1))
+    keep = bool(node.integer("keepdims", 1))
 
     def route(op: Emitter, r: Value) -> dict[int, Value]:
         if not axes:
@@ -169,12 +171,14 @@ def reduce_max(node: Operation) -> Selection:
 
 @room("ReduceL2", sign="nonnegative")
 def reduce_l2(node: Operation) -> Role:
-    """y = √Σx²: as a pointwise map of each x it has the derivative x/y."""
+    """Y = √Σx²: as a pointwise map of each x it has the derivative x/y."""
     axes = reduced_axes(node)
-    keep = bool(node.int("keepdims", 1))
+    keep = bool(node.integer("keepdims", 1))
 
     def vjp(op: Emitter, r: Value, k: int) -> Value:
-        r1, y1 = (r, node.y) if keep or not axes else (op.Unsqueeze(r, op.ints(*axes)), op.Unsqueeze(node.y, op.ints(*axes)))
+        r1, y1 = (
+            (r, node.y) if keep or not axes else (op.Unsqueeze(r, op.ints(*axes)), op.Unsqueeze(node.y, op.ints(*axes)))
+        )
         return op.typed(op.Mul(node.x, op.Div(r1, y1)), node.x)
 
     return Product(vjp, (0,), False)

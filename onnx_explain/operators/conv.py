@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from onnx_explain.errors import ModelError, UnsupportedOperator
@@ -16,8 +15,10 @@ def conv(node: Operation) -> Linear:
     """y[n,o] = Σ w[o,c]·x[n,c] (cross-correlation); its adjoint has the input's exact spatial shape."""
     x, w = node.input(0), node.input(1)
     if 1 in node.active:
-        raise UnsupportedOperator(f"{node.where}: its weight is computed from an explained input, which no rule covers; explain the inputs before it.")
-    group = node.int("group", 1)
+        raise UnsupportedOperator(
+            f"{node.where}: its weight is computed from an explained input, which no rule covers; explain the inputs before it."
+        )
+    group = node.integer("group", 1)
     window = Window.of(node, _kernel(node, w), x=x, y=node.y)
 
     def forward(op: Emitter, x: Value, w: Value | None) -> Value:
@@ -34,7 +35,7 @@ def conv(node: Operation) -> Linear:
         return op.typed(window_adjoint(op, s, w, window, group), like)
 
     bias = (lambda op: per_channel(op, node.input(2), node.y)) if node.has(2) else None
-    return Linear("weighted", forward, transpose, 0, 1, bias, _rescale_first)
+    return Linear("weighted", forward, transpose, 0, 1, bias, _rescale_first, spatial=True)
 
 
 def _rescale_first(op: Emitter, w: Value, c: Value) -> Value:
@@ -104,8 +105,10 @@ def conv_transpose(node: Operation) -> Linear:
     """The adjoint of a Conv as a forward operator; its own adjoint is that Conv."""
     x, w = node.input(0), node.input(1)
     if 1 in node.active:
-        raise UnsupportedOperator(f"{node.where}: its weight is computed from an explained input, which no rule covers; explain the inputs before it.")
-    group = node.int("group", 1)
+        raise UnsupportedOperator(
+            f"{node.where}: its weight is computed from an explained input, which no rule covers; explain the inputs before it."
+        )
+    group = node.integer("group", 1)
     window = _transposed_window(node, x, w)
 
     def forward(op: Emitter, x: Value, w: Value | None) -> Value:
@@ -117,10 +120,18 @@ def conv_transpose(node: Operation) -> Linear:
         if w is None:
             raise ModelError(f"{node.where}: has no weight.")
         # output padding beyond the last window is never read: an end pad below zero crops it
-        end = [(i - 1) * st + e - b - o for i, st, e, b, o in zip(spatial(x), window.strides, window.extent, window.begin, window.size)]
+        end = [
+            (i - 1) * st + e - b - o
+            for i, st, e, b, o in zip(spatial(x), window.strides, window.extent, window.begin, window.size)
+        ]
         if min(end) < 0:
             n = window.rank
-            s = op.Slice(s, op.ints(*[0] * n), op.ints(*(o + min(e, 0) for o, e in zip(window.size, end))), op.ints(*range(2, n + 2)))
+            s = op.Slice(
+                s,
+                op.ints(*[0] * n),
+                op.ints(*(o + min(e, 0) for o, e in zip(window.size, end))),
+                op.ints(*range(2, n + 2)),
+            )
         return op.typed(
             op.Conv(
                 s,
@@ -140,7 +151,7 @@ def conv_transpose(node: Operation) -> Linear:
         return op.typed(op.Reshape(scaled, op.ints(*sizes)), w)
 
     bias = (lambda op: per_channel(op, node.input(2), node.y)) if node.has(2) else None
-    return Linear("weighted", forward, transpose, 0, 1, bias, rescale)
+    return Linear("weighted", forward, transpose, 0, 1, bias, rescale, spatial=True)
 
 
 def _transposed_window(node: Operation, x: Value, w: Value) -> Window:
@@ -159,8 +170,3 @@ def _transposed_window(node: Operation, x: Value, w: Value) -> Window:
     small, large = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
     begin, end = (small, large) if auto == "SAME_UPPER" else (large, small)
     return replace(window, begin=begin, end=end)
-
-
-def ones(window: Window) -> int:
-    """How many entries a window has."""
-    return math.prod(window.kernel)

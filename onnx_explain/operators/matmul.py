@@ -12,11 +12,13 @@ from onnx_explain.operators.roles import Linear, Product, Role, reduce_like, roo
 
 @room("Gemm")
 def gemm(node: Operation) -> Role:
-    """y = alpha·A'B' + beta·C."""
+    """Y = alpha·A'B' + beta·C."""
     if 2 in node.active:
-        raise UnsupportedOperator(f"{node.where}: its operand C is computed from an explained input; export it as MatMul and Add.")
-    alpha, beta = node.float("alpha", 1.0), node.float("beta", 1.0)
-    flip = (node.int("transA", 0), node.int("transB", 0))
+        raise UnsupportedOperator(
+            f"{node.where}: its operand C is computed from an explained input; export it as MatMul and Add."
+        )
+    alpha, beta = node.number("alpha", 1.0), node.number("beta", 1.0)
+    flip = (node.integer("transA", 0), node.integer("transB", 0))
 
     def product(op: Emitter, a: Value, b: Value, trans_a: int, trans_b: int) -> Value:
         return op.Gemm(a, b, alpha=alpha, transA=trans_a, transB=trans_b)
@@ -51,8 +53,7 @@ def gemm(node: Operation) -> Role:
 
 @room("MatMul")
 def matmul(node: Operation) -> Role:
-    """y = A @ B with NumPy's broadcasting; vectors stand for a row on the left and a column on the right."""
-
+    """Y = A @ B with NumPy's broadcasting; vectors stand for a row on the left and a column on the right."""
     batch = list(node.y.shape or ())[: rank(node.y) - sum(rank(node.input(i)) > 1 for i in (0, 1))]
 
     def adjoint(op: Emitter, s: Value, other: Value, position: int, like: Value) -> Value:

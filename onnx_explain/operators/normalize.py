@@ -12,8 +12,8 @@ from onnx_explain.operators.roles import Linear, Normalization, per_channel, roo
 
 @room("BatchNormalization")
 def batch_normalization(node: Operation) -> Linear:
-    """y = c·x + t per channel, c = scale/√(var + ε), t = B - mean·c."""
-    if node.int("training_mode", 0):
+    """Y = c·x + t per channel, c = scale/√(var + ε), t = B - mean·c."""
+    if node.integer("training_mode", 0):
         raise ModelError(f"{node.where}: is in training mode; export the model in inference mode (`model.eval()`).")
 
     def scaled(op: Emitter, x: Value) -> Value:
@@ -24,23 +24,22 @@ def batch_normalization(node: Operation) -> Linear:
         lambda op, x, w: op.typed(scaled(op, x), node.y),
         lambda op, s, w, like: op.typed(scaled(op, s), like),
         bias=lambda op: per_channel(op, batch_shift(op, node), node.y),
+        affine=(lambda op: batch_scale(op, node), lambda op: batch_shift(op, node)),
     )
 
 
 def batch_scale(op: Emitter, node: Operation) -> Value:
-    """c = scale/√(var + ε), shape [C]."""
-    epsilon = op.constant(node.float("epsilon", 1e-5), like=node.input(4))
+    """C = scale/√(var + ε), shape [C]."""
+    epsilon = op.constant(node.number("epsilon", 1e-5), like=node.input(4))
     return op.typed(op.Div(node.input(1), op.Sqrt(op.Add(node.input(4), epsilon))), node.input(1))
 
 
 def batch_shift(op: Emitter, node: Operation) -> Value:
-    """t = B - mean·c, shape [C]."""
+    """T = B - mean·c, shape [C]."""
     return op.typed(op.Sub(node.input(2), op.Mul(node.input(3), batch_scale(op, node))), node.input(2))
 
 
-def _standardised(
-    op: Emitter, x: Value, axes: list[int], epsilon: float, centred: bool = True
-) -> tuple[Value, Value]:
+def _standardised(op: Emitter, x: Value, axes: list[int], epsilon: float, centred: bool = True) -> tuple[Value, Value]:
     """(x - mean)/σ and 1/σ over `axes`."""
     where = op.ints(*axes)
     moved = op.Sub(x, op.ReduceMean(x, where, keepdims=1)) if centred else x
@@ -51,7 +50,13 @@ def _standardised(
 
 
 def _normalisation(
-    node: Operation, axes: list[int], epsilon: float, scale: int | None, shift: int | None, shaped: bool, centred: bool = True
+    node: Operation,
+    axes: list[int],
+    epsilon: float,
+    scale: int | None,
+    shift: int | None,
+    shaped: bool,
+    centred: bool = True,
 ) -> Normalization:
     """The shared body: ŷ = (x - mean)/σ·γ + β over `axes`; `shaped` puts γ and β on axis 1."""
 
@@ -88,23 +93,23 @@ def _normalisation(
 @room("InstanceNormalization")
 def instance_normalization(node: Operation) -> Normalization:
     """Standardised over the spatial axes of each sample and channel."""
-    return _normalisation(node, list(range(2, rank(node.x))), node.float("epsilon", 1e-5), 1, 2, shaped=True)
+    return _normalisation(node, list(range(2, rank(node.x))), node.number("epsilon", 1e-5), 1, 2, shaped=True)
 
 
 @room("LayerNormalization")
 def layer_normalization(node: Operation) -> Normalization:
     """Standardised over the axes from `axis` on."""
     n = rank(node.x)
-    axes = list(range(node.int("axis", -1) % n, n))
-    return _normalisation(node, axes, node.float("epsilon", 1e-5), 1, 2, shaped=False)
+    axes = list(range(node.integer("axis", -1) % n, n))
+    return _normalisation(node, axes, node.number("epsilon", 1e-5), 1, 2, shaped=False)
 
 
 @room("RMSNormalization")
 def rms_normalization(node: Operation) -> Normalization:
     """Divided by the root mean square over the axes from `axis` on; nothing is subtracted."""
     n = rank(node.x)
-    axes = list(range(node.int("axis", -1) % n, n))
-    return _normalisation(node, axes, node.float("epsilon", 1e-5), 1, None, shaped=False, centred=False)
+    axes = list(range(node.integer("axis", -1) % n, n))
+    return _normalisation(node, axes, node.number("epsilon", 1e-5), 1, None, shaped=False, centred=False)
 
 
 @room("MeanVarianceNormalization")
@@ -116,9 +121,9 @@ def mean_variance_normalization(node: Operation) -> Normalization:
 
 @room("LRN", sign="inherits")
 def local_response_normalization(node: Operation) -> Normalization:
-    """y = x·D^{-beta}, D = bias + alpha/size·Σ x² over neighbouring channels."""
-    size, alpha = node.int("size", 1), node.float("alpha", 1e-4)
-    beta, offset = node.float("beta", 0.75), node.float("bias", 1.0)
+    """Y = x·D^{-beta}, D = bias + alpha/size·Σ x² over neighbouring channels."""
+    size, alpha = node.integer("size", 1), node.number("alpha", 1e-4)
+    beta, offset = node.number("beta", 0.75), node.number("bias", 1.0)
     channels = dims(node.x)[1] or 1
 
     def band(op: Emitter, transposed: bool) -> Value:
@@ -143,10 +148,10 @@ def local_response_normalization(node: Operation) -> Normalization:
     return Normalization(vjp, linear)
 
 
-@room("Softmax", sign="nonnegative")
+@room("Softmax", sign="nonnegative", head=True)
 def softmax(node: Operation) -> Normalization:
-    """y = eˣ/Σeˣ along `axis`."""
-    axis = node.int("axis", -1)
+    """Y = eˣ/Σeˣ along `axis`."""
+    axis = node.integer("axis", -1)
 
     def vjp(op: Emitter, r: Value) -> Value:
         total = op.ReduceSum(op.Mul(r, node.y), op.ints(axis), keepdims=1)
@@ -155,10 +160,10 @@ def softmax(node: Operation) -> Normalization:
     return Normalization(vjp, softmax=True)
 
 
-@room("LogSoftmax")
+@room("LogSoftmax", head=True)
 def log_softmax(node: Operation) -> Normalization:
-    """y = x - log Σeˣ along `axis`."""
-    axis = node.int("axis", -1)
+    """Y = x - log Σeˣ along `axis`."""
+    axis = node.integer("axis", -1)
 
     def vjp(op: Emitter, r: Value) -> Value:
         total = op.ReduceSum(r, op.ints(axis), keepdims=1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value
 from onnx_explain.operators.roles import Pointwise, Sign, room
@@ -21,43 +20,45 @@ def _choose(op: Emitter, condition: Value, yes: Value | float, no: Value | float
     return op.Where(condition, a, b)
 
 
-def _simple(name: str, derivative: Callable[[Emitter, Operation], Value], sign: Sign = "any") -> None:
+def _simple(
+    name: str, derivative: Callable[[Emitter, Operation], Value], sign: Sign = "any", *, head: bool = False
+) -> None:
     """Register an operator whose derivative needs no operand but x and y."""
 
-    @room(name, sign=sign)
+    @room(name, sign=sign, head=head)
     def _(node: Operation) -> Pointwise:
         return Pointwise(lambda op: derivative(op, node))
 
 
 @room("Relu", sign="nonnegative")
 def relu(node: Operation) -> Pointwise:
-    """y = max(x, 0), derivative 0 at 0; taken from y, so that the runtime may fuse the Relu with what comes before."""
-    return Pointwise(lambda op: _mask(op, op.Greater(node.y, 0.0), node.y), rectifier=True)
+    """Y = max(x, 0), derivative 0 at 0; taken from y, so that the runtime may fuse the Relu with what comes before."""
+    return Pointwise(lambda op: _mask(op, op.Greater(node.y, 0.0), node.y), rectifier=True, guided=True)
 
 
 @room("LeakyRelu")
 def leaky_relu(node: Operation) -> Pointwise:
-    """y = x for x > 0, alpha·x below."""
-    alpha = node.float("alpha", 0.01)
+    """Y = x for x > 0, alpha·x below."""
+    alpha = node.number("alpha", 0.01)
     return Pointwise(lambda op: _choose(op, op.Greater(node.x, 0.0), 1.0, alpha, node.y))
 
 
 @room("PRelu")
 def prelu(node: Operation) -> Pointwise:
-    """y = x for x > 0, slope·x below, one slope per channel."""
+    """Y = x for x > 0, slope·x below, one slope per channel."""
     return Pointwise(lambda op: _choose(op, op.Greater(node.x, 0.0), 1.0, node.input(1), node.y))
 
 
 @room("ThresholdedRelu", sign="nonnegative")
 def thresholded_relu(node: Operation) -> Pointwise:
-    """y = x for x > alpha, 0 below."""
-    alpha = node.float("alpha", 1.0)
+    """Y = x for x > alpha, 0 below."""
+    alpha = node.number("alpha", 1.0)
     return Pointwise(lambda op: _mask(op, op.Greater(node.x, alpha), node.y))
 
 
-@room("Clip")
+@room("Clip", sign="floored")
 def clip(node: Operation) -> Pointwise:
-    """y = min(max(x, low), high): derivative 1 strictly between the bounds."""
+    """Y = min(max(x, low), high): derivative 1 strictly between the bounds."""
 
     def derivative(op: Emitter) -> Value:
         bounds = [
@@ -69,43 +70,42 @@ def clip(node: Operation) -> Pointwise:
             return op.constant(1.0, like=node.y)
         return _mask(op, op.And(*inside) if len(inside) == 2 else inside[0], node.y)
 
-    return Pointwise(derivative)
+    low = node.input(1).const_value if node.has(1) else None
+    return Pointwise(derivative, guided=low is not None and bool((low.numpy() == 0).all()))
 
 
 @room("Elu")
 def elu(node: Operation) -> Pointwise:
-    """y = x for x > 0, alpha·(eˣ - 1) below."""
-    alpha = node.float("alpha", 1.0)
+    """Y = x for x > 0, alpha·(eˣ - 1) below."""
+    alpha = node.number("alpha", 1.0)
     return Pointwise(lambda op: _choose(op, op.Greater(node.x, 0.0), 1.0, op.Add(node.y, alpha), node.y))
 
 
 @room("Selu")
 def selu(node: Operation) -> Pointwise:
-    """y = gamma·x for x > 0, gamma·alpha·(eˣ - 1) below."""
-    alpha = node.float("alpha", 1.67326319217681884765625)
-    gamma = node.float("gamma", 1.05070102214813232421875)
+    """Y = gamma·x for x > 0, gamma·alpha·(eˣ - 1) below."""
+    alpha = node.number("alpha", 1.67326319217681884765625)
+    gamma = node.number("gamma", 1.05070102214813232421875)
     return Pointwise(lambda op: _choose(op, op.Greater(node.x, 0.0), gamma, op.Add(node.y, gamma * alpha), node.y))
 
 
 @room("Celu")
 def celu(node: Operation) -> Pointwise:
-    """y = x for x > 0, alpha·(e^{x/alpha} - 1) below."""
-    alpha = node.float("alpha", 1.0)
+    """Y = x for x > 0, alpha·(e^{x/alpha} - 1) below."""
+    alpha = node.number("alpha", 1.0)
     return Pointwise(lambda op: _choose(op, op.Greater(node.x, 0.0), 1.0, op.Add(op.Div(node.y, alpha), 1.0), node.y))
 
 
 @room("HardSigmoid", sign="nonnegative")
 def hard_sigmoid(node: Operation) -> Pointwise:
-    """y = min(max(alpha·x + beta, 0), 1)."""
-    alpha = node.float("alpha", 0.2)
-    return Pointwise(
-        lambda op: _choose(op, op.And(op.Greater(node.y, 0.0), op.Less(node.y, 1.0)), alpha, 0.0, node.y)
-    )
+    """Y = min(max(alpha·x + beta, 0), 1)."""
+    alpha = node.number("alpha", 0.2)
+    return Pointwise(lambda op: _choose(op, op.And(op.Greater(node.y, 0.0), op.Less(node.y, 1.0)), alpha, 0.0, node.y))
 
 
 @room("HardSwish")
 def hard_swish(node: Operation) -> Pointwise:
-    """y = x·min(max(x/6 + 1/2, 0), 1)."""
+    """Y = x·min(max(x/6 + 1/2, 0), 1)."""
 
     def derivative(op: Emitter) -> Value:
         slope = op.Add(op.Div(node.x, 3.0), 0.5)
@@ -117,7 +117,7 @@ def hard_swish(node: Operation) -> Pointwise:
 
 @room("Gelu")
 def gelu(node: Operation) -> Pointwise:
-    """y = x·Φ(x), exactly or by its tanh approximation."""
+    """Y = x·Φ(x), exactly or by its tanh approximation."""
     x = node.x
 
     def exact(op: Emitter) -> Value:
@@ -138,7 +138,7 @@ def gelu(node: Operation) -> Pointwise:
 
 @room("Mish")
 def mish(node: Operation) -> Pointwise:
-    """y = x·tanh(softplus(x))."""
+    """Y = x·tanh(softplus(x))."""
 
     def derivative(op: Emitter) -> Value:
         t = op.Tanh(op.Softplus(node.x))
@@ -149,8 +149,8 @@ def mish(node: Operation) -> Pointwise:
 
 @room("Swish")
 def swish(node: Operation) -> Pointwise:
-    """y = x·sigmoid(alpha·x)."""
-    alpha = node.float("alpha", 1.0)
+    """Y = x·sigmoid(alpha·x)."""
+    alpha = node.number("alpha", 1.0)
 
     def derivative(op: Emitter) -> Value:
         gate = op.Sigmoid(op.Mul(node.x, alpha))
@@ -167,7 +167,7 @@ def _one_plus_square(op: Emitter, x: Value) -> Value:
     return op.Add(op.Mul(x, x), 1.0)
 
 
-_simple("Sigmoid", lambda op, n: op.Mul(n.y, _one_minus(op, n.y)), "nonnegative")
+_simple("Sigmoid", lambda op, n: op.Mul(n.y, _one_minus(op, n.y)), "nonnegative", head=True)
 _simple("Tanh", lambda op, n: _one_minus(op, op.Mul(n.y, n.y)))
 _simple("Softplus", lambda op, n: op.Sigmoid(n.x), "nonnegative")
 _simple("Softsign", lambda op, n: op.Reciprocal(op.Mul(op.Add(op.Abs(n.x), 1.0), op.Add(op.Abs(n.x), 1.0))))
@@ -193,8 +193,6 @@ _simple("Atanh", lambda op, n: op.Reciprocal(_one_minus(op, op.Mul(n.x, n.x))))
 
 @room("Shrink")
 def shrink(node: Operation) -> Pointwise:
-    """y = 0 for |x| <= lambd, x moved towards 0 by bias outside."""
-    lambd = node.float("lambd", 0.5)
+    """Y = 0 for |x| <= lambd, x moved towards 0 by bias outside."""
+    lambd = node.number("lambd", 0.5)
     return Pointwise(lambda op: _mask(op, op.Greater(op.Abs(node.x), lambd), node.y))
-
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
 
@@ -19,7 +18,10 @@ def _pool_window(node: Operation) -> Window:
     """A pool's geometry; under `ceil_mode` the last window may reach past the end pad, so the end pad grows with it."""
     kernel = node.ints("kernel_shape") or []
     window = Window.of(node, kernel, x=node.x, y=node.y)
-    reach = [(o - 1) * s + e - b - i for o, s, e, b, i in zip(window.out, window.strides, window.extent, window.begin, window.size)]
+    reach = [
+        (o - 1) * s + e - b - i
+        for o, s, e, b, i in zip(window.out, window.strides, window.extent, window.begin, window.size)
+    ]
     return replace(window, end=tuple(max(e, r) for e, r in zip(window.end, reach)))
 
 
@@ -45,7 +47,7 @@ def _shares(node: Operation, window: Window) -> np.ndarray:
     """1/count of every output position, shape [*out] (or a scalar where all agree)."""
     counts = np.ones((), dtype=np.float64)
     declared = Window.of(node, window.kernel, x=node.x, y=node.y)
-    padded = bool(node.int("count_include_pad", 0))
+    padded = bool(node.integer("count_include_pad", 0))
     for axis in range(window.rank):
         low, high = (-window.begin[axis], window.size[axis] + declared.end[axis]) if padded else (0, window.size[axis])
         starts = np.arange(window.out[axis]) * window.strides[axis] - window.begin[axis]
@@ -60,13 +62,9 @@ def sum_adjoint(op: Emitter, s: Value, window: Window, like: Value) -> Value:
     """Adjoint of summing each window: every entry of s spread over its window; [N, C, *out] to [N, C, *size]."""
     if window.strides == window.kernel and set(window.dilations) == {1} and not any(window.pads) and _tiles(window):
         return _spread(op, s, window)
-    n = window.rank
     flat = op.Reshape(s, op.ints(-1, 1, *window.out))
-    kernel = op.constant(np.ones((1, 1, *window.kernel)), like=s)
-    kernel.dtype = s.dtype
-    back = window_adjoint(op, flat, kernel, window, 1)
-    if any(e > 0 for e in window.end) or n:
-        back.shape = None
+    back = window_adjoint(op, flat, op.constant(np.ones((1, 1, *window.kernel)), like=s), window, 1)
+    back.shape = None
     return op.reshape_like(back, like)
 
 
@@ -75,14 +73,9 @@ def _tiles(window: Window) -> bool:
 
 
 def _spread(op: Emitter, s: Value, window: Window) -> Value:
-    """Non-overlapping windows: repeat each entry kernel times along each axis, by broadcasting."""
-    channels = dims(s)[1]
-    lead = [0, channels] if channels is not None else [0, 0]
-    cells = list(itertools.chain.from_iterable((o, 1) for o in window.out))
-    split = op.Reshape(s, op.ints(*[int(d or 0) for d in lead], *cells))
-    block = list(itertools.chain.from_iterable((1, k) for k in window.kernel))
-    spread = op.Mul(split, op.constant(np.ones((1, 1, *block)), like=s))
-    return op.Reshape(spread, op.ints(*[int(d or 0) for d in lead], *window.size))
+    """Non-overlapping windows that tile: each entry repeated over its window."""
+    scales = op.constant([1.0, 1.0, *(float(k) for k in window.kernel)], dtype=np.float32)
+    return op.Resize(s, None, scales, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
 
 
 @room("GlobalAveragePool", sign="inherits")
@@ -114,13 +107,19 @@ def max_pool(node: Operation) -> Selection:
 
 
 def route_windows(op: Emitter, r: Value, x: Value, y: Value, window: Window) -> Value:
-    """r [N, C, *out] to the first maximum of each window of x [N, C, *size], without MaxPool's slow Indices.
+    """R [N, C, *out] to the first maximum of each window of x [N, C, *size], without MaxPool's slow Indices.
 
     Windows of 2x2 that tile the picture compare maxima over growing parts of the window. All others go axis by axis: the
     maximum of row maxima lies in the first row that holds it, and there at its first place, so that row-major order is
     kept with k + k instead of k·k comparisons.
     """
-    if window.kernel == (2, 2) and window.strides == (2, 2) and _tiles(window) and not any(window.pads) and set(window.dilations) == {1}:
+    if (
+        window.kernel == (2, 2)
+        and window.strides == (2, 2)
+        and _tiles(window)
+        and not any(window.pads)
+        and set(window.dilations) == {1}
+    ):
         return _route_quarters(op, r, x, y, window)
     steps = [_only(window, axis) for axis in range(window.rank)]
     maxima = [x]  # after pooling the last axis, the last two, …
@@ -141,13 +140,25 @@ def _only(window: Window, axis: int) -> Window:
 
     size = tuple(window.out[a] if a > axis else window.size[a] for a in range(n))
     out = tuple(window.out[a] if a >= axis else window.size[a] for a in range(n))
-    return Window(pick(window.kernel, 1), pick(window.strides, 1), pick(window.dilations, 1), pick(window.begin, 0), pick(window.end, 0), size, out)
+    return Window(
+        pick(window.kernel, 1),
+        pick(window.strides, 1),
+        pick(window.dilations, 1),
+        pick(window.begin, 0),
+        pick(window.end, 0),
+        size,
+        out,
+    )
 
 
 def _pooled(op: Emitter, x: Value, step: Window) -> Value:
     ends = [max(e, 0) for e in step.end]
     y = op.MaxPool(
-        x, kernel_shape=list(step.kernel), strides=list(step.strides), dilations=list(step.dilations), pads=[*step.begin, *ends]
+        x,
+        kernel_shape=list(step.kernel),
+        strides=list(step.strides),
+        dilations=list(step.dilations),
+        pads=[*step.begin, *ends],
     )
     y.shape = ir.Shape([*list(x.shape or ())[:2], *step.out])
     return y
@@ -175,7 +186,11 @@ def _route_axis(op: Emitter, r: Value, x: Value, y: Value, step: Window, axis: i
         share = op.Mul(r, op.Cast(first, to=int(r.dtype or 1)))
         before = start // stride
         after = cells - step.out[axis] - before
-        placed = share if not before + after else op.Pad(share, op.ints(before, after), op.constant(0.0, like=r), op.ints(at))
+        placed = (
+            share
+            if not before + after
+            else op.Pad(share, op.ints(before, after), op.constant(0.0, like=r), op.ints(at))
+        )
         phase = start % stride
         planes[phase] = op.Add(planes[phase], placed) if phase in planes else placed
     whole = _interleaved(op, planes, stride, at, n, cells, step)
@@ -188,7 +203,9 @@ def _lowest(x: Value) -> float:
     return float(np.finfo(x.dtype.numpy()).min) if x.dtype is not None else -np.inf
 
 
-def _interleaved(op: Emitter, planes: dict[int, Value], stride: int, at: int, n: int, cells: int, step: Window) -> Value:
+def _interleaved(
+    op: Emitter, planes: dict[int, Value], stride: int, at: int, n: int, cells: int, step: Window
+) -> Value:
     """Planes per phase to one tensor along axis `at`; phases no offset reaches stay zero."""
     if stride == 1:
         return planes[0]
@@ -204,6 +221,7 @@ def _route_quarters(op: Emitter, r: Value, x: Value, y: Value, window: Window) -
 
     Plain pools over parts of the window give those maxima in the runtime's fast layout; the shares r·(E_k - E_{k-1}) are exact.
     """
+
     def part(kernel: list[int]) -> Value:
         return op.MaxPool(x, kernel_shape=kernel, strides=[2, 2])
 
@@ -235,7 +253,7 @@ def global_max_pool(node: Operation) -> Selection:
 
 
 def first_maximum(op: Emitter, r: Value, x: Value, y: Value, axes: list[int]) -> Value:
-    """r (reduced axes kept, size 1) to the first maximum of x over `axes`, in row-major order of those axes."""
+    """R (reduced axes kept, size 1) to the first maximum of x over `axes`, in row-major order of those axes."""
     count = math.prod(d for a, d in enumerate(dims(x)) if a in axes and d is not None)
     order = np.arange(count, 0, -1, dtype=np.float64)
     shape = [d if a in axes and d is not None else 1 for a, d in enumerate(dims(x))]

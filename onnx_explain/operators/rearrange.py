@@ -15,7 +15,9 @@ from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.operators.roles import NoRelevance, Rearrangement, Role, reduce_like, room, zeros_like
 
 
-def _single(undo: Callable[[Emitter, Value], Value], node: Operation, data: int = 0, *, leaks: bool = False) -> Rearrangement:
+def _single(
+    undo: Callable[[Emitter, Value], Value], node: Operation, data: int = 0, *, leaks: bool = False
+) -> Rearrangement:
     """A rearrangement of one operand into one output."""
 
     def whole(op: Emitter, rs: Sequence[Value | None]) -> dict[int, Value]:
@@ -28,7 +30,9 @@ def _single(undo: Callable[[Emitter, Value], Value], node: Operation, data: int 
 def _size(node: Operation, axis: int, value: Value | None = None) -> int:
     size = dims(value or node.x)[axis]
     if size is None:
-        raise ModelError(f"{node.where}: axis {axis} of {(value or node.x).name!r} is not known before the model runs, but entries move along it.")
+        raise ModelError(
+            f"{node.where}: axis {axis} of {(value or node.x).name!r} is not known before the model runs, but entries move along it."
+        )
     return size
 
 
@@ -38,19 +42,19 @@ def _shape_dim(op: Emitter, value: Value, axis: int) -> Value:
     return op.ints(size) if size is not None else op.Shape(value, start=axis, end=axis + 1)
 
 
-@room("Reshape", "Flatten", "Squeeze", "Unsqueeze", sign="inherits")
+@room("Reshape", "Flatten", "Squeeze", "Unsqueeze", sign="inherits", keeps_order=True)
 def reshape(node: Operation) -> Rearrangement:
     """The same entries in another shape."""
     return _single(lambda op, r: op.reshape_like(r, node.x), node)
 
 
-@room("Identity", "Dropout", sign="inherits")
+@room("Identity", "Dropout", sign="inherits", keeps_order=True)
 def identity(node: Operation) -> Rearrangement:
     """The same entries; Dropout as in inference."""
     return _single(lambda op, r: op.Identity(r), node)
 
 
-@room("Cast", "CastLike", sign="inherits")
+@room("Cast", "CastLike", sign="inherits", keeps_order=True)
 def cast(node: Operation) -> Role:
     """Another float type carries the same relevance; integers carry none."""
     if node.x.dtype is None or not node.x.dtype.is_floating_point():
@@ -73,7 +77,7 @@ def transpose(node: Operation) -> Rearrangement:
 @room("Concat", sign="inherits")
 def concat(node: Operation) -> Rearrangement:
     """Tensors one behind the other; each takes its own slice back."""
-    axis = node.int("axis", 0) % rank(node.y)
+    axis = node.integer("axis", 0) % rank(node.y)
 
     def undo(op: Emitter, rs: Sequence[Value | None]) -> dict[int, Value]:
         r = rs[0]
@@ -103,7 +107,7 @@ def _add(op: Emitter, a: Value, b: Value) -> Value:
 @room("Split", sign="inherits")
 def split(node: Operation) -> Rearrangement:
     """One tensor cut into several; undone by joining them, zero where none came back."""
-    axis = node.int("axis", 0) % rank(node.x)
+    axis = node.integer("axis", 0) % rank(node.x)
 
     def undo(op: Emitter, rs: Sequence[Value | None]) -> dict[int, Value]:
         if all(r is None for r in rs):
@@ -153,7 +157,9 @@ def _uncut_open(op: Emitter, node: Operation, r: Value, axis: int, start: int, e
         after = [0] * (rank(node.x) - axis - 1)
         pads = op.Concat(op.ints(*[0] * rank(node.x), *before), missing, *([op.ints(*after)] if after else []), axis=0)
         return op.Pad(r, pads, op.constant(0.0, like=r))
-    raise ModelError(f"{node.where}: cuts the batch axis ({start}:{end}:{step}) of dynamic size; fix the batch (`--input-shape`).")
+    raise ModelError(
+        f"{node.where}: cuts the batch axis ({start}:{end}:{step}) of dynamic size; fix the batch (`--input-shape`)."
+    )
 
 
 def scatter_axis(op: Emitter, r: Value, axis: int, sources: npt.NDArray[np.int64], size: int) -> Value:
@@ -182,7 +188,7 @@ def _pad_axis(op: Emitter, r: Value, axis: int, before: int, after: int) -> Valu
 
 
 def apply_along(op: Emitter, x: Value, matrix: Value, axis: int, n: int | None = None) -> Value:
-    """x contracted along `axis` with a matrix [size, new size]."""
+    """X contracted along `axis` with a matrix [size, new size]."""
     n = n if n is not None else rank(x)
     if axis == n - 1:
         return op.MatMul(x, matrix)
@@ -263,13 +269,15 @@ def tile(node: Operation) -> Rearrangement:
         copies = op.ints(*range(0, len(cells), 2))
         return op.ReduceSum(op.Reshape(r, op.ints(*cells)), copies, keepdims=0)
 
-    return _single(undo, node) if all(int(c) > 0 for c in repeats) else _single(lambda op, r: zeros_like(op, node.x), node)
+    return (
+        _single(undo, node) if all(int(c) > 0 for c in repeats) else _single(lambda op, r: zeros_like(op, node.x), node)
+    )
 
 
 @room("Gather", sign="inherits")
 def gather(node: Operation) -> Rearrangement:
     """Entries picked by index along an axis; an entry picked twice receives both shares."""
-    axis = node.int("axis", 0) % rank(node.x)
+    axis = node.integer("axis", 0) % rank(node.x)
     indices = node.input(1)
     size = dims(node.x)[axis]
 
@@ -297,7 +305,7 @@ def _scatter_by(op: Emitter, node: Operation, r: Value, axis: int) -> Value:
 @room("GatherElements", sign="inherits")
 def gather_elements(node: Operation) -> Rearrangement:
     """One index per output entry."""
-    axis = node.int("axis", 0)
+    axis = node.integer("axis", 0)
     return _single(
         lambda op, r: op.ScatterElements(zeros_like(op, node.x), node.input(1), r, axis=axis, reduction="add"), node
     )
@@ -306,7 +314,7 @@ def gather_elements(node: Operation) -> Rearrangement:
 @room("GatherND", sign="inherits")
 def gather_nd(node: Operation) -> Rearrangement:
     """Slices picked by index tuples (batch_dims = 0)."""
-    if node.int("batch_dims", 0):
+    if node.integer("batch_dims", 0):
         raise UnsupportedOperator(f"{node.where}: batch_dims > 0 has no room; export the pick as Gather.")
     return _single(lambda op, r: op.ScatterND(zeros_like(op, node.x), node.input(1), r, reduction="add"), node)
 
@@ -314,7 +322,7 @@ def gather_nd(node: Operation) -> Rearrangement:
 @room("DepthToSpace", sign="inherits")
 def depth_to_space(node: Operation) -> Rearrangement:
     """Channels laid out as blocks of pixels."""
-    block = node.int("blocksize", 1)
+    block = node.integer("blocksize", 1)
     if node.text("mode", "DCR") == "DCR":
         return _single(lambda op, r: op.SpaceToDepth(r, blocksize=block), node)
     c, h, w = (_size(node, a) for a in (1, 2, 3))
@@ -329,7 +337,7 @@ def depth_to_space(node: Operation) -> Rearrangement:
 @room("SpaceToDepth", sign="inherits")
 def space_to_depth(node: Operation) -> Rearrangement:
     """Blocks of pixels laid out as channels."""
-    block = node.int("blocksize", 1)
+    block = node.integer("blocksize", 1)
     return _single(lambda op, r: op.DepthToSpace(r, blocksize=block, mode="DCR"), node)
 
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from onnx_explain.errors import ModelError, UnsupportedOperator
 from onnx_explain.ir.emit import Emitter
@@ -53,16 +54,14 @@ def _rest(s: Value, axis: int, n: int) -> list[int]:
     return [int(d) if d is not None else -1 for d in sizes]
 
 
-def _with(s: Value, axis: int, size: int) -> object:
-    import onnx_ir as ir
-
+def _with(s: Value, axis: int, size: int) -> ir.Shape:
     shape = list(s.shape or ())
     shape[axis] = size
     return ir.Shape(shape)
 
 
 def _refuse(node: Operation) -> None:
-    if node.int("antialias", 0):
+    if node.integer("antialias", 0):
         raise UnsupportedOperator(f"{node.where}: antialias=1 has no exact adjoint here; export without it.")
     if node.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         raise UnsupportedOperator(f"{node.where}: tf_crop_and_resize has no room; crop and resize in two steps.")
@@ -152,8 +151,8 @@ def _linear(places: npt.NDArray[np.float64], size: int) -> Matrix:
 
 
 def _cubic(node: Operation, places: npt.NDArray[np.float64], size: int) -> Matrix:
-    a = node.float("cubic_coeff_a", -0.75)
-    outside = bool(node.int("exclude_outside", 0))
+    a = node.number("cubic_coeff_a", -0.75)
+    outside = bool(node.integer("exclude_outside", 0))
     matrix = np.zeros((len(places), size))
     for k, place in enumerate(places):
         base = math.floor(place)

@@ -16,7 +16,7 @@ from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, dims, rank
 
 Kind = Literal["weighted", "average", "scale", "normalisation"]
-Sign = Literal["any", "nonnegative", "inherits"]
+Sign = Literal["any", "nonnegative", "inherits", "floored"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Linear:
     `forward(op, x, w)` is bias-free; `transpose(op, s, w, like)` has the shape of `like`, a tensor of x's shape.
     `kind`: ``weighted`` has a weight whose sign a rule may look at; ``average`` has non-negative coefficients that sum
     what is pooled (pools, means, resizing); ``scale`` multiplies by a constant; ``normalisation`` is an affine map per
-    channel. `bias(op)` broadcasts to y. `rescale(op, w, c)` multiplies output channel k of w by ``c[k]``.
+    channel. `bias(op)` broadcasts to y. `rescale(op, w, c)` multiplies output channel k of w by ``c[k]``. `spatial`: one
+    weight serves many positions. `affine`: of a normalisation with fixed statistics, its factor and offset per channel.
     """
 
     kind: Kind
@@ -37,6 +38,8 @@ class Linear:
     bias: Callable[[Emitter], Value] | None = None
     rescale: Callable[[Emitter, Value, Value], Value] | None = None
     channel_axis: int = 1
+    spatial: bool = False
+    affine: tuple[Callable[[Emitter], Value], Callable[[Emitter], Value]] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Pointwise:
     derivative: Callable[[Emitter], Value]
     data: int = 0
     rectifier: bool = False  # y = max(x, 0): where y > 0, x == y
+    guided: bool = False  # cuts off below 0, so guided backprop and DeconvNet treat it as they do a Relu
 
 
 @dataclass(frozen=True)
@@ -111,23 +115,38 @@ Role = Linear | Sum | Product | Pointwise | Selection | Rearrangement | Normaliz
 
 @dataclass(frozen=True)
 class Room:
-    """How an operator takes its role, and what is known of its result's sign."""
+    """How an operator takes its role, and what is known of it without looking at numbers.
+
+    `sign` of the result: ``nonnegative``; ``inherits`` non-negativity from all float operands; ``floored`` by its second
+    operand. `head`: turns scores into probabilities at the end of a model. `keeps_order`: the entries stay in row-major
+    order. `inert`: carries no relevance by nature.
+    """
 
     role: Callable[[Operation], Role]
     sign: Sign = "any"
+    head: bool = False
+    keeps_order: bool = False
+    inert: bool = False
 
 
 ROOMS: dict[tuple[str, str], Room] = {}
 
 
-def room(*op_types: str, sign: Sign = "any", domain: str = "") -> Callable[[Callable[[Operation], Role]], Callable[[Operation], Role]]:
+def room(
+    *op_types: str,
+    sign: Sign = "any",
+    domain: str = "",
+    head: bool = False,
+    keeps_order: bool = False,
+    inert: bool = False,
+) -> Callable[[Callable[[Operation], Role]], Callable[[Operation], Role]]:
     """Register the room of one or more operators."""
 
     def register(function: Callable[[Operation], Role]) -> Callable[[Operation], Role]:
         for op_type in op_types:
             if (domain, op_type) in ROOMS:
                 raise ValueError(f"operator {domain}.{op_type} has two rooms")
-            ROOMS[domain, op_type] = Room(function, sign)
+            ROOMS[domain, op_type] = Room(function, sign, head, keeps_order, inert)
         return function
 
     return register

@@ -29,7 +29,6 @@ from onnx_explain.operators.roles import (
 from onnx_explain.rules.share import Rule, Shares, Step, linear_of, role_of
 
 Guide = Literal["gradient", "deconvnet", "guided"]
-RECTIFIERS = frozenset({"Relu"})
 
 
 def adjoint(op: Emitter, step: Step) -> Shares:
@@ -78,7 +77,8 @@ def route(op: Emitter, step: Step) -> Shares:
     node = step.node
     if len(node.active) == 1 and node.active == {0}:
         return Shares(
-            {0: composite.emit(op, "Route", step.r, node, like=[node.x])[0]}, sparse=frozenset({0} if step.sparse else ())
+            {0: composite.emit(op, "Route", step.r, node, like=[node.x])[0]},
+            sparse=frozenset({0} if step.sparse else ()),
         )
     order = sorted(node.active)
     outs = composite.emit(op, "Route", step.r, node, like=[node.input(k) for k in order])
@@ -103,27 +103,19 @@ def undo(op: Emitter, step: Step) -> Shares:
     return Shares(shares, sparse=frozenset(shares if step.sparse and step.node.op_type != "Pad" else ()))
 
 
-def gate(guide: Guide, operators: frozenset[str] = RECTIFIERS) -> Rule:
-    """Pointwise operators: the derivative, with `guide` applied at `operators` (by default Relu and clipped Relus)."""
+def gate(guide: Guide, operators: frozenset[str] = frozenset()) -> Rule:
+    """Pointwise operators: the derivative, with `guide` applied at Relus, Relus clipped above, and `operators`."""
 
     def rule(op: Emitter, step: Step) -> Shares:
         role = step.role
         if not isinstance(role, Pointwise):
             raise ValueError(f"{step.node.where}: is not pointwise")
-        mode = guide if step.node.op_type in operators or _clipped(step) and "Relu" in operators else "gradient"
+        mode = guide if role.guided or step.node.op_type in operators else "gradient"
         parameters = {"guide": mode}
         like = [step.node.input(role.data)]
         return Shares({role.data: composite.emit(op, "Gate", step.r, step.node, rule=parameters, like=like)[0]})
 
     return rule
-
-
-def _clipped(step: Step) -> bool:
-    """Clip(0, c), the ReLU6 of mobile networks, counts as a rectifier (methods.md §1)."""
-    if step.node.op_type != "Clip" or not step.node.has(1):
-        return False
-    low = step.node.input(1).const_value
-    return low is not None and bool((low.numpy() == 0).all())
 
 
 @expansion("Gate")

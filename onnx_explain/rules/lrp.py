@@ -19,7 +19,18 @@ from onnx_explain.ir.composite import CompositeNode, expansion
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, rank
 from onnx_explain.operators.roles import Linear, Normalization, Product, Sum, reduce_like
-from onnx_explain.rules.share import Rule, Shares, Step, linear_of, negative, positive, quotient, role_of, safe_divide, sizes
+from onnx_explain.rules.share import (
+    Rule,
+    Shares,
+    Step,
+    linear_of,
+    negative,
+    positive,
+    quotient,
+    role_of,
+    safe_divide,
+    sizes,
+)
 
 Bounds = float | tuple[float, ...]
 
@@ -73,7 +84,9 @@ class LinearRule:
             "x_nonnegative": role.data in step.nonnegative,
             "z_nonnegative": step.rectified,
         }
-        return emit_share(op, step, role, rule, sparse=all(t.x not in ("1", "low", "high") for s in shares for t in s.terms))
+        return emit_share(
+            op, step, role, rule, sparse=all(t.x not in ("1", "low", "high") for s in shares for t in s.terms)
+        )
 
 
 def emit_share(op: Emitter, step: Step, role: Linear, rule: dict[str, Any], *, sparse: bool) -> Shares:
@@ -240,7 +253,9 @@ def _denominator(
     return (lambda: free), free if offset is None else op.Add(free, offset), slack > 0
 
 
-def _forward(op: Emitter, node: CompositeNode, role: Linear, term: dict[str, Any], z: Value, bias: Value | None) -> Value:
+def _forward(
+    op: Emitter, node: CompositeNode, role: Linear, term: dict[str, Any], z: Value, bias: Value | None
+) -> Value:
     """L(w')x', bias-free."""
     if term["x"] == "" and term["w"] == "":
         return z if bias is None else op.Sub(z, bias)
@@ -297,7 +312,9 @@ def spread_bound(bound: Any, x: Value) -> Any:
         return array.reshape([1] * n)
     channels = sizes(x)[1] if n > 1 else 1
     if array.ndim != 1 or channels % len(array):
-        raise MethodError(f"The bounds are {array.size} numbers, but {x.name!r} has {channels} channels; give one number, or one per channel.")
+        raise MethodError(
+            f"The bounds are {array.size} numbers, but {x.name!r} has {channels} channels; give one number, or one per channel."
+        )
     return np.repeat(array, channels // len(array)).reshape([1, -1, *[1] * (n - 2)])
 
 
@@ -445,7 +462,11 @@ def product(mode: Literal["uniform", "signal"] = "uniform", epsilon: float = 1e-
             return Shares({k: reduce_like(op, part, step.node.input(k)) for k in bearers})
         s = op.typed(quotient(op, step.r, op.Mul(step.node.y, float(len(bearers))), epsilon), step.node.y)
         shares = {k: op.typed(op.Mul(step.node.input(k), role.vjp(op, s, k)), step.node.input(k)) for k in bearers}
-        lost = [op.typed(op.Sub(step.r, op.Mul(s, op.Mul(step.node.y, float(len(bearers))))), step.node.y)] if step.accounting else []
+        lost = (
+            [op.typed(op.Sub(step.r, op.Mul(s, op.Mul(step.node.y, float(len(bearers))))), step.node.y)]
+            if step.accounting
+            else []
+        )
         return Shares(shares, lost, frozenset(bearers))
 
     return rule
@@ -473,6 +494,6 @@ def normalization(epsilon: float = 1e-6) -> Rule:
 
 
 def _taylor(op: Emitter, step: Step) -> Value:
-    axis = step.node.int("axis", -1)
+    axis = step.node.integer("axis", -1)
     total = op.ReduceSum(step.r, op.ints(axis), keepdims=1)
     return op.Sub(step.r, op.Mul(step.node.y, total))

@@ -19,7 +19,18 @@ from onnx_explain.ir.view import Value, rank
 from onnx_explain.operators.roles import Linear, Rearrangement, Selection, Sum, reduce_like
 from onnx_explain.rules import gradient
 from onnx_explain.rules.lrp import Bounds, spread_bound, version_of
-from onnx_explain.rules.share import Rule, Shares, Step, linear_of, negative, per_sample, positive, role_of, safe_divide, sizes
+from onnx_explain.rules.share import (
+    Rule,
+    Shares,
+    Step,
+    linear_of,
+    negative,
+    per_sample,
+    positive,
+    role_of,
+    safe_divide,
+    sizes,
+)
 
 _TINY = 1e-20  # keeps quotients finite where the denominator is zero: what they are multiplied by is zero there
 
@@ -41,21 +52,25 @@ def hidden(*, joint: bool = True) -> Rule:
         role = _weighted(step)
         parameters = {
             "joint": joint,
-            "split": step.node.op_type in ("Conv", "ConvTranspose"),
+            "split": role.spatial,
             "x_nonnegative": role.data in step.nonnegative,
         }
         x = step.node.input(role.data)
         like: list[Value | None] = [x]
         if step.accounting:
             like.append(_per_sample_like(step.r))
-        outs = composite.emit(op, "RelativeShare", step.r, step.node, extra=[step.bias, step.proxy], rule=parameters, like=like)
+        outs = composite.emit(
+            op, "RelativeShare", step.r, step.node, extra=[step.bias, step.proxy], rule=parameters, like=like
+        )
         return Shares({role.data: outs[0]}, list(outs[1:]), frozenset({role.data}))
 
     return rule
 
 
 def _per_sample_like(r: Value) -> Value:
-    return ir.Value(shape=ir.Shape([r.shape[0] if r.shape is not None else None]), type=ir.TensorType(r.dtype or ir.DataType.FLOAT))
+    return ir.Value(
+        shape=ir.Shape([r.shape[0] if r.shape is not None else None]), type=ir.TensorType(r.dtype or ir.DataType.FLOAT)
+    )
 
 
 @expansion("RelativeShare")
@@ -87,7 +102,7 @@ def _unbiased(op: Emitter, node: CompositeNode) -> Value:
 
 
 def _nonnegative(op: Emitter, node: CompositeNode, role: Linear) -> tuple[Value, Value]:
-    """x >= 0 (§6.1): one forward with W⁺; Z⁻ = Z⁺ - U, not below rounding.
+    """X >= 0 (§6.1): one forward with W⁺; Z⁻ = Z⁺ - U, not below rounding.
 
     A floor in place of a cut to zero keeps every quotient finite: where Z⁻ is zero every product behind it is zero too.
     """
@@ -103,7 +118,7 @@ def _nonnegative(op: Emitter, node: CompositeNode, role: Linear) -> tuple[Value,
 
 
 def _raised(op: Emitter, z: Value, role: Linear) -> Value:
-    """z + 1e-20: a bias per channel, which the runtime takes into the operator itself."""
+    """Z + 1e-20: a bias per channel, which the runtime takes into the operator itself."""
     sizes_of_z = sizes(z)
     shape = [sizes_of_z[a] if a == role.channel_axis else 1 for a in range(rank(z))]
     return op.typed(op.Add(z, op.constant(np.full(shape, _TINY), like=z)), z)
@@ -120,7 +135,7 @@ def _released(op: Emitter, node: CompositeNode, role: Linear, x: Value) -> tuple
 
 
 def _joint(op: Emitter, node: CompositeNode, role: Linear) -> tuple[Value, Value]:
-    """x of any sign (§6.1b): T = L_{|W|}(|x|), Z± = (T ± U)/2, two adjoints."""
+    """X of any sign (§6.1b): T = L_{|W|}(|x|), Z± = (T ± U)/2, two adjoints."""
     x, w = node.node.input(role.data), _weight(node, role)
     magnitude, size = op.typed(op.Abs(w), w), op.typed(op.Abs(x), x)
     total, u = _raised(op, role.forward(op, size, magnitude), role), _unbiased(op, node)
@@ -139,7 +154,9 @@ def _quotients(op: Emitter, node: CompositeNode, zp: Value, zm: Value) -> tuple[
     return _divided(op, node, divisor, zm, op.Add(divisor, zm), exact=True)
 
 
-def _divided(op: Emitter, node: CompositeNode, zp: Value, zm: Value, total: Value, *, exact: bool = False) -> tuple[Value, Value]:
+def _divided(
+    op: Emitter, node: CompositeNode, zp: Value, zm: Value, total: Value, *, exact: bool = False
+) -> tuple[Value, Value]:
     """Sa = R⊘Z⁺ and Sb = R⊘T; a convolution's negative relevance goes through Z⁻ alone (§2.3)."""
     r, y = node.r, node.node.y
     if not node.rule["split"]:
@@ -153,7 +170,7 @@ def _divided(op: Emitter, node: CompositeNode, zp: Value, zm: Value, total: Valu
 def _shifted(op: Emitter, node: CompositeNode, c: Value) -> tuple[Value, Value]:
     """C - 1[C≠0]·(ΣC - ΣR)⊘nnz(C) per sample, and what is lost where nothing is left to shift."""
     n = rank(c)
-    axes = op.ints(*(range(1, n) if node.node.op_type != "MatMul" else [n - 1]))
+    axes = op.ints(*(range(1, n) if node.rule["split"] else [n - 1]))
     if c.dtype == ir.DataType.FLOAT:
         live = op.HardSigmoid(op.Abs(c), alpha=3.0e38, beta=0.0)
     else:
@@ -171,8 +188,8 @@ def _shifted(op: Emitter, node: CompositeNode, c: Value) -> tuple[Value, Value]:
 
 def _sum_of(op: Emitter, node: CompositeNode, n: int) -> Value:
     r = node.r
-    if node.node.op_type == "MatMul":
-        return op.ReduceSum(r, op.ints(rank(r) - 1), keepdims=1)
+    if not node.rule["split"]:
+        return op.ReduceSum(r, op.ints(rank(r) - 1), keepdims=1)  # dense layers shift each row of their own
     return per_sample(op, r, keep=n)
 
 
@@ -240,7 +257,7 @@ def _expand_first(op: Emitter, node: CompositeNode) -> Sequence[Value]:
 
 
 def _published_parts(op: Emitter, x: Value, z: Value, b: Value | None, n: int) -> tuple[Value, Value]:
-    """a with the bias on x⁺ (§2.1) and its sum."""
+    """A with the bias on x⁺ (§2.1) and its sum."""
     if b is None:
         return z, per_sample(op, z, keep=n)
     on = op.Cast(op.Greater(x, op.constant(0.0, like=x)), to=int(x.dtype or 1))
@@ -368,7 +385,11 @@ def summed(*, drop: bool, mode: Literal["auto", "signed", "absolute"] = "auto") 
             like.append(step.node.y)
         steady = (step.sparse and step.rectified) or step.nonnegative >= step.node.active
         absolute = mode == "absolute" or (mode == "auto" and not drop and not steady)
-        parameters = {"drop": drop or step.sparse, "absolute": absolute, "z_nonnegative": step.sparse and step.rectified}
+        parameters = {
+            "drop": drop or step.sparse,
+            "absolute": absolute,
+            "z_nonnegative": step.sparse and step.rectified,
+        }
         outs = composite.emit(op, "RatioSum", step.r, step.node, extra=[step.proxy], rule=parameters, like=like)
         kept = frozenset(order) if drop or step.sparse else frozenset()
         return Shares(dict(zip(order, outs)), list(outs[len(order) :]), kept)
@@ -386,7 +407,10 @@ def _expand_summed(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     if len(order) < len([v for v in forward.inputs if v is not None]):
         # adding a constant moves nothing (§2.6: pass)
         return [reduce_like(op, node.r, forward.input(order[0]))] + _nothing(op, node, len(order))
-    parts = [op.Mul(forward.input(k), role.coefficients[k]) if role.coefficients[k] != 1.0 else forward.input(k) for k in order]
+    parts = [
+        op.Mul(forward.input(k), role.coefficients[k]) if role.coefficients[k] != 1.0 else forward.input(k)
+        for k in order
+    ]
     z = node.extra[0] or forward.y
     if node.rule["absolute"]:
         parts = [op.Abs(p) for p in parts]
@@ -426,7 +450,11 @@ def dropping_at_zero(op: Emitter, step: Step) -> Shares:
         if step.sparse:
             return moved
         kept_parts = {k: _masked(op, v, step.node.input(k)) for k, v in moved.inputs.items()}
-        lost = [op.typed(op.Sub(v, kept_parts[k]), step.node.input(k)) for k, v in moved.inputs.items()] if step.accounting else []
+        lost = (
+            [op.typed(op.Sub(v, kept_parts[k]), step.node.input(k)) for k, v in moved.inputs.items()]
+            if step.accounting
+            else []
+        )
         return Shares(kept_parts, lost, frozenset(kept_parts))
     x = step.node.x
     kept = _masked(op, step.r, x)

@@ -76,7 +76,9 @@ def stabilise(op: Emitter, z: Value, epsilon: float, *, nonnegative: bool) -> Va
         # 1[z >= 0] as max(0, min(1, 3e38·z + 1)): ONNX Runtime runs Where on one thread, this on all
         above = op.HardSigmoid(z, alpha=3.0e38, beta=1.0)
         return op.Add(op.Mul(above, 2.0 * epsilon), op.Sub(z, epsilon))
-    sign = op.Where(op.GreaterOrEqual(z, op.constant(0.0, like=z)), op.constant(epsilon, like=z), op.constant(-epsilon, like=z))
+    sign = op.Where(
+        op.GreaterOrEqual(z, op.constant(0.0, like=z)), op.constant(epsilon, like=z), op.constant(-epsilon, like=z)
+    )
     return op.Add(z, sign)
 
 

@@ -1,0 +1,58 @@
+"""Expressions of constants (w⁺, flipped w, folded BatchNormalization) evaluated into the file, on request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+Evaluate = Callable[[bytes], dict[str, npt.NDArray[Any]]]
+
+
+def fold_constants(model: ir.Model, evaluate: Evaluate) -> ir.Model:
+    """Replace what depends on constants alone by its value; in place.
+
+    `evaluate` computes the outputs of a model without inputs. The file grows and loads faster; without it ONNX Runtime
+    does the same when it loads.
+    """
+    graph = model.graph
+    constant = {id(v) for v in graph.initializers.values() if not v.is_graph_input()}
+    nodes = []
+    for node in graph:
+        if node.inputs and node.domain == "" and all(v is None or id(v) in constant for v in node.inputs):
+            nodes.append(node)
+            constant.update(id(v) for v in node.outputs)
+    inside = set(map(id, nodes))
+    wanted = [v for n in nodes for v in n.outputs if any(id(u.node) not in inside for u in v.uses())]
+    if not wanted:
+        return model
+    arrays = evaluate(_constants_alone(model, nodes, wanted))
+    for value in wanted:
+        array = arrays[value.name or ""]
+        tensor = ir.tensor(array, name=f"{value.name}/folded")
+        kind = ir.TensorType(tensor.dtype)
+        folded = ir.Value(name=tensor.name, shape=ir.Shape(array.shape), type=kind, const_value=tensor)
+        graph.register_initializer(folded)
+        value.replace_all_uses_with(folded)
+    RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _constants_alone(model: ir.Model, nodes: Sequence[ir.Node], wanted: Sequence[ir.Value]) -> bytes:
+    """The given nodes as a model without inputs."""
+    proto = onnx.ModelProto(ir_version=model.ir_version)
+    proto.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in model.graph.opset_imports.items())
+    proto.graph.name = "constants"
+    proto.graph.node.extend(ir.to_proto(n) for n in nodes)
+    operands = {id(v): v for n in nodes for v in n.inputs if v is not None and v.is_initializer()}
+    for value in operands.values():
+        if value.const_value is not None:
+            tensor = ir.to_proto(value.const_value)
+            tensor.name = value.name or ""
+            proto.graph.initializer.append(tensor)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=v.name or "") for v in wanted)
+    return bytes(proto.SerializeToString())

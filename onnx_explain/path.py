@@ -1,0 +1,174 @@
+"""What lies between the explained inputs and the explained tensor, read off a canonical model's structure.
+
+Which tensor is explained, which nodes depend on an input, which values cannot be negative, where a picture has its
+channels. Nothing is written here, and no number is looked at but the sign of constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import onnx_ir as ir
+
+from onnx_explain.errors import InputError, TargetError, suggest
+from onnx_explain.ir.view import Operation, Value, rank
+from onnx_explain.operators import find
+from onnx_explain.operators.roles import Linear, Selection
+
+Active = Mapping[int, frozenset[int]]
+_SIGN_CHECKED = 1 << 22  # elements; the sign of a larger constant is not looked at
+
+
+def is_float(value: Value) -> bool:
+    """Whether a tensor can carry relevance."""
+    return value.dtype is not None and value.dtype.is_floating_point()
+
+
+def explained_tensor(model: ir.Model, output: str | None, *, logits: bool = True) -> Value:
+    """The tensor whose element is explained: the named output (default: the first of floats), behind its Softmax."""
+    named = {v.name or "": v for v in model.graph.outputs}
+    if output is None:
+        value = next((v for v in model.graph.outputs if is_float(v)), None)
+        if value is None:
+            raise TargetError(
+                "None of the model's outputs holds floats, so there is nothing to explain; name an inner tensor."
+            )
+    else:
+        inner = {v.name or "": v for node in model.graph for v in node.outputs}
+        found = named.get(output) or inner.get(output)
+        if found is None:
+            raise TargetError(f"The model has no output {output!r}.{suggest(output, named)}")
+        value = found
+    if not is_float(value):
+        raise TargetError(f"Output {value.name!r} holds {value.dtype}, not floats; name a float output to explain.")
+    return _behind_head(value) if logits else value
+
+
+def _behind_head(value: Value) -> Value:
+    """The operand of a final Softmax or Sigmoid, through reshapes that keep the order of entries."""
+    inner: Value | None = value
+    while inner is not None:
+        node = inner.producer()
+        found = find(Operation.of(node)) if node is not None else None
+        if node is None or found is None:
+            return value
+        if found.head:
+            return node.inputs[0] or value
+        inner = node.inputs[0] if found.keeps_order else None
+    return value
+
+
+def wrt_inputs(model: ir.Model, wrt: Sequence[str] | None) -> list[str]:
+    """The explained inputs: those named, or all of floats."""
+    named = {v.name or "": v for v in model.graph.inputs}
+    if wrt is None:
+        return [n for n, v in named.items() if is_float(v)]
+    for name in wrt:
+        if name not in named:
+            raise InputError(f"The model has no input {name!r}.{suggest(name, named)}")
+        if not is_float(named[name]):
+            raise InputError(
+                f"Input {name!r} holds {named[name].dtype}, which carries no relevance; name a float input."
+            )
+    return list(wrt)
+
+
+def activity(model: ir.Model, wrt: Iterable[str]) -> tuple[Active, set[int]]:
+    """Which operands of each node depend on an explained input: {id(node): positions}, and {id(value)} of all that do."""
+    names = set(wrt)
+    live = {id(v) for v in model.graph.inputs if v.name in names}
+    active: dict[int, frozenset[int]] = {}
+    version = model.graph.opset_imports.get("", 0)
+    for node in model.graph:
+        positions = frozenset(i for i, v in enumerate(node.inputs) if v is not None and id(v) in live)
+        if not positions:
+            continue
+        active[id(node)] = positions
+        if not _stops(Operation.of(node, positions, version)):
+            live.update(id(v) for v in node.outputs)
+    return active, live
+
+
+def _stops(operation: Operation) -> bool:
+    """Whether relevance ends here by nature: integers, comparisons, shapes."""
+    found = find(operation)
+    if found is None:
+        return False
+    dtype = operation.y.dtype
+    if dtype is not None and not dtype.is_floating_point():
+        return True
+    return found.inert or (not is_float(operation.x) and operation.active == {0})
+
+
+def nodes_between(model: ir.Model, targets: Iterable[Value], active: Active, live: set[int]) -> list[ir.Node]:
+    """The nodes through which a target depends on an explained input, in topological order."""
+    wanted = {id(v) for v in targets}
+    found: list[ir.Node] = []
+    for node in reversed(list(model.graph)):
+        if id(node) in active and any(id(v) in wanted and id(v) in live for v in node.outputs):
+            found.append(node)
+            wanted.update(id(node.inputs[i]) for i in active[id(node)])
+    return list(reversed(found))
+
+
+def nonnegative_values(model: ir.Model) -> set[int]:
+    """{id(value)} of values that cannot be negative, by the signs their operators guarantee."""
+    known = {id(v) for v in model.graph.initializers.values() if not v.is_graph_input() and _nonnegative_constant(v)}
+    for node in model.graph:
+        found = find(Operation.of(node))
+        if found is None:
+            continue
+        floats = [v for v in node.inputs if v is not None and is_float(v)]
+        inherits = found.sign == "inherits" and bool(floats) and all(id(v) in known for v in floats)
+        floored = found.sign == "floored" and len(node.inputs) > 1 and id(node.inputs[1]) in known
+        if found.sign == "nonnegative" or inherits or floored:
+            known.update(id(v) for v in node.outputs)
+    return known
+
+
+def _nonnegative_constant(value: Value) -> bool:
+    tensor = value.const_value
+    if tensor is None or tensor.size > _SIGN_CHECKED or not tensor.dtype.is_floating_point():
+        return False
+    return bool((tensor.numpy() >= 0).all())
+
+
+def channel_axis(model: ir.Model, name: str, shape: Sequence[int]) -> int | None:
+    """The axis of an input that a heat map sums: of pictures and volumes by structure, else by size, else none.
+
+    A windowed operator reached through single readers has its channels on axis 1; a Transpose before it says where that
+    axis came from.
+    """
+    if len(shape) < 3:
+        return None
+    value = next((v for v in model.graph.inputs if v.name == name), None)
+    axis = 1
+    while value is not None:
+        readers = [u.node for u in value.uses()]
+        if any(_windowed(n) for n in readers):
+            return axis
+        step = next((n for n in readers if n.op_type == "Transpose"), readers[0] if len(readers) == 1 else None)
+        found = find(Operation.of(step)) if step is not None else None
+        if step is None or found is None or step.outputs[0].shape is None or len(step.outputs[0].shape) != len(shape):
+            break
+        if step.op_type == "Transpose":
+            perm = Operation.of(step).ints("perm", list(reversed(range(len(shape))))) or []
+            axis = perm[axis]
+        value = step.outputs[0]
+    if len(shape) == 3:
+        return 1
+    return next((a for a in (1, len(shape) - 1) if shape[a] in (1, 3, 4)), 1)
+
+
+def _windowed(node: ir.Node) -> bool:
+    operation = Operation.of(node, frozenset({0}))
+    found = find(operation)
+    if found is None or node.inputs[0] is None or node.inputs[0].shape is None or rank(operation.x) < 3:
+        return False
+    role = found.role(operation)
+    return (
+        (isinstance(role, Linear)
+        and role.spatial)
+        or (isinstance(role, Selection)
+        and "kernel_shape" in operation.attributes)
+    )

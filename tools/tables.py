@@ -1,0 +1,524 @@
+"""Writes docs/methods.md and docs/operators.md from the registries, so that they cannot say anything else.
+
+`python tools/tables.py` writes, `python tools/tables.py --check` fails where a page is stale. What a role gets is asked of the
+composites with real nodes; the roles an operator takes are those of the table of cases (tests/cases.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import math
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import parser
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from cases import CASES  # noqa: E402
+
+from onnx_explain import METHODS, Composite, Method  # noqa: E402
+from onnx_explain.errors import UnsupportedOperator  # noqa: E402
+from onnx_explain.ir.canonicalize import canonicalize  # noqa: E402
+from onnx_explain.ir.model import load  # noqa: E402
+from onnx_explain.ir.view import Operation  # noqa: E402
+from onnx_explain.methods import ALIASES  # noqa: E402
+from onnx_explain.operators import NO_RELEVANCE, ROOMS, find  # noqa: E402
+from onnx_explain.operators.roles import Linear, Role  # noqa: E402
+from onnx_explain.rules import lrp  # noqa: E402
+
+NOTE = "<!-- written by tools/tables.py; do not edit -->\n\n"
+
+# ------------------------------------------------------------------------------------------- words
+
+OPTIONS = {
+    "alpha": "weight of the positive contributions; α - β = 1 conserves",
+    "beta": "weight of the negative contributions",
+    "epsilon": "stabiliser: added to every denominator, away from zero",
+    "gamma": "how much the contributions of the output's sign are favoured",
+    "low": "lower bound of the input, in the network's own input space: a number, or one per channel",
+    "high": "upper bound of the input, likewise",
+    "zero_bias": "leave biases out of the denominators, so that they absorb nothing",
+    "with_bias": "w²: the squared bias takes part",
+    "batch_norm": "`fold` BatchNormalization into the weights before it where that is exact; its own `epsilon`-rule; or `pass`",
+    "sums": "operands of a sum share in proportion to their values (`signed`) or magnitudes (`absolute`); `auto`: magnitudes only "
+    "where operands may cancel",
+    "products": "factors share equally (`uniform`), or the first one takes all (`signal`)",
+    "variant": "`general`: for inputs of any sign, nothing dropped at zeros; `published`: what the authors' release executes",
+}
+
+# linear rules are data: their formulas are read off them
+LINEAR_RULES = {
+    "LRP-0": lrp.epsilon(0.0),
+    "ε": lrp.epsilon(),
+    "z⁺": lrp.z_plus(),
+    "αβ": lrp.alpha_beta(),
+    "γ": lrp.gamma(),
+    "flat": lrp.flat(),
+    "w²": lrp.w_square(),
+    "zᴮ": lrp.z_box(),
+}
+OTHER_RULES = {
+    "ε (sums)": "R_k = x_k·R / D(y, ε); by magnitude: |x_k|·R / Σ|x|",
+    "uniform": "an equal part to each factor that carries what is explained; `signal`: all to the first",
+    "ε, fixed statistics": "the ε-rule with mean and variance held constant; LRN passes; Softmax: x ⊙ (R - y·ΣR)",
+    "pass": "R unchanged",
+    "winner takes all": "R to the entry that was taken, the first in row-major order of equal ones",
+    "undo": "R back to where the entry came from; what was repeated adds up",
+    "gradient": "Jᵀ R, exactly",
+    "guided": "1[x > 0]·R⁺",
+    "deconvnet": "R⁺, without the forward mask",
+    "RAP": "C = x ⊙ (L(w⁺)ᵀ Sa + L(|w⁻|)ᵀ Sb) with Z⁺ = L(w⁺)x, Z⁻ = L(|w⁻|)x; dense: Sa = R ⊘ Z⁺, Sb = R ⊘ (Z⁺ + Z⁻); convolutions: "
+    "Sa = R⁺ ⊘ Z⁺, Sb = R ⊘ (Z⁺ + Z⁻) + R⁻ ⊘ Z⁻; then C less a constant on its non-zero entries, so that its sum is ΣR",
+    "first propagation": "a = x ⊙ g·(1 + b/s) with g the score's gradient and s = Σ x ⊙ g; R_i = |a_i| ⊘ Σ|a| · Σa",
+    "zᴮ of the picture": "zᴮ without stabiliser, between each picture's own extremes unless `low` and `high` are given",
+    "ratio": "means: x ⊙ Lᵀ(R ⊘ y), sums: x_k·(R ⊘ y); by magnitude where operands may cancel; evenly where all are zero",
+}
+
+# operators a reader may look for; those that have a room by now are left out of the page
+WANTED = [
+    "Attention",
+    "Col2Im",
+    "ConvInteger",
+    "CumSum",
+    "DeformConv",
+    "DequantizeLinear",
+    "DFT",
+    "Einsum",
+    "GRU",
+    "GridSample",
+    "GroupNormalization",
+    "If",
+    "LSTM",
+    "Loop",
+    "LpNormalization",
+    "LpPool",
+    "MatMulInteger",
+    "MaxRoiPool",
+    "MaxUnpool",
+    "OptionalGetElement",
+    "QLinearConv",
+    "QLinearMatMul",
+    "QuantizeLinear",
+    "RNN",
+    "ReduceL1",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceProd",
+    "ReduceSumSquare",
+    "RoiAlign",
+    "RotaryEmbedding",
+    "STFT",
+    "Scan",
+    "ScatterElements",
+    "ScatterND",
+    "SequenceAt",
+    "TopK",
+    "Trilu",
+]
+
+SIGNS = {"any": "", "nonnegative": "≥ 0", "inherits": "as operands", "floored": "as its lower bound"}
+ROLES = ("Linear", "Sum", "Product", "Pointwise", "Selection", "Rearrangement", "Normalization")
+
+# ------------------------------------------------------------------------------------------- prose
+
+UNDER_DEFAULTS = """\
+Under default options. [operators.md](operators.md) says which operator has which role; the rules are spelt out below.
+*First* and *last* are said of operators with a weight, by the graph's structure: none before it on its way from an
+input, none behind it on its way to the target. A cell in brackets differs for a dense first layer."""
+
+LETTERS = """\
+x w b y are input, weight, bias and output of the node, z = L(w)x + b with L the operator, R its relevance, s the quotient
+in the row, D(z, ε) = z + ε·sign(z) with sign(0) = 1, and R/0 = 0 where ε = 0; ⊙ and ⊘ are the elementwise product and
+quotient with 0/0 = 0; ⁺ and ⁻ keep the positive or the negative part. `zero_bias` leaves b out."""
+
+SEED = """\
+Seed: where relevance starts, at the explained value (`score`) or at `one`; `seed=` changes it. Conserves: relevance is
+meant to add up to the seed; the gap is reported either way."""
+
+PATENTS = """\
+## Patents
+
+Layer-wise relevance propagation is covered by patents in some countries: the family "Relevance score assignment for
+artificial neural networks" (WO 2016/150472, filed 2015-03-20), granted among others as US 12,061,966 B2, EP 3271863 B1
+and CA 2979579. The licence of this project gives no rights to them. Whether they reach to RAP, excitation backprop or
+deep Taylor decomposition is open. The gradient family is not covered. This is a notice, not legal advice: ask a lawyer
+before commercial use."""
+
+ROOMS_SAY = """\
+An operator's *room* says what it is; its role decides which rule of a method serves it ([methods.md](methods.md)). From
+the register `onnx_explain.operators.ROOMS`, with the roles that the operator takes in the table of cases,
+`tests/cases.py`. Models of older opsets are brought to opset 18 first; newer ones stay as they are. *Sign*: what is known
+of the result without looking at numbers (*as operands*: ≥ 0 where they all are); rules use it to leave out work.
+`onnx-explain check MODEL` tells for a model of yours."""
+
+REFUSED = """\
+An operator without a room is refused (`UnsupportedOperator`) where it lies between an explained input and the target;
+elsewhere it does not matter."""
+
+# ------------------------------------------------------------------------------------------- nodes to ask with
+
+SAMPLE = """<ir_version: 8, opset_import: ["" : 18]>
+sample (float[N,4,8,8] x) => (float[N,5] y)
+<float[4,4,3,3] w, float[4] c, float[1] k, int64[2] flat, float[16,6] a, float[6,5] b>
+{
+    conv1 = Conv <pads = [1, 1, 1, 1]> (x, w)
+    norm = BatchNormalization (conv1, c, c, c, c)
+    relu = Relu (norm)
+    conv2 = Conv <pads = [1, 1, 1, 1]> (relu, w)
+    act = Tanh (conv2)
+    scaled = Mul (act, k)
+    sum = Add (scaled, relu)
+    product = Mul (sum, act)
+    local = LRN <size = 3> (product)
+    pooled = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (local)
+    mean = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (pooled)
+    flattened = Flatten (mean)
+    dense1 = MatMul (flattened, a)
+    y = MatMul (dense1, b)
+}
+"""
+CONSTANTS = {"w": (4, 4, 3, 3), "c": (4,), "k": (1,), "a": (16, 6), "b": (6, 5)}
+PLACES = {
+    "conv1": ("first convolution", True, False),
+    "dense1:first": ("first dense layer", True, False),
+    "conv2": ("convolutions", False, False),
+    "dense1": ("dense layers", False, False),
+    "y": ("last layer", False, True),
+    "norm": ("BatchNormalization", False, False),
+    "mean": ("pools, means, Resize", False, False),
+    "scaled": ("scaling by a constant", False, False),
+    "sum": ("sums", False, False),
+    "product": ("products", False, False),
+    "relu": ("Relu, Clip(0, ·)", False, False),
+    "act": ("other activations", False, False),
+    "pooled": ("maxima", False, False),
+    "flattened": ("rearrangements", False, False),
+    "local": ("other normalisations", False, False),
+}
+WEIGHTED = 5  # the first columns of PLACES
+
+
+@cache
+def sample_nodes() -> dict[str, tuple[Operation, Role]]:
+    """A node per place, with its role, by the name of its output."""
+    model = parser.parse_model(SAMPLE)
+    for name, shape in CONSTANTS.items():
+        size = math.prod(shape)
+        model.graph.initializer.append(onnx.helper.make_tensor(name, onnx.TensorProto.FLOAT, shape, [0.5] * size))
+    del model.graph.value_info[:]
+    return {operation.y.name or "": (operation, role) for operation, role in active_nodes(model)}
+
+
+def active_nodes(model: onnx.ModelProto, inputs: set[str] | None = None) -> Iterator[tuple[Operation, Role]]:
+    """Every operation that depends on an input, with its role; without those that have none or are refused."""
+    graph = canonicalize(load(model).model).graph
+    live = {id(v) for v in graph.inputs if inputs is None or v.name in inputs}
+    version = graph.opset_imports.get("", 0)
+    for node in graph:
+        active = frozenset(i for i, v in enumerate(node.inputs) if v is not None and id(v) in live)
+        if not active:
+            continue
+        live.update(id(v) for v in node.outputs if v.dtype is None or v.dtype.is_floating_point())
+        operation = Operation.of(node, active, version)
+        found = find(operation)
+        if found is None:
+            continue
+        try:
+            yield operation, found.role(operation)
+        except UnsupportedOperator:
+            continue
+
+
+# ------------------------------------------------------------------------------------------- methods
+
+
+def methods_page() -> str:
+    """docs/methods.md."""
+    parts = [
+        "# Methods",
+        NOTE.strip(),
+        "From the registry `onnx_explain.METHODS`; `onnx-explain methods` prints the same. Options are keywords of `Explainer` and "
+        "`--option KEY=VALUE` on the command line.",
+        _families(),
+        _options(),
+        "## What each role gets",
+        UNDER_DEFAULTS,
+        _weighted_table(),
+        _other_table(),
+        _notes(),
+        "## The rules",
+        LETTERS,
+        table(
+            ("rule", "relevance of x"), [(n, formula(r)) for n, r in LINEAR_RULES.items()] + list(OTHER_RULES.items())
+        ),
+        PATENTS,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _families() -> str:
+    parts = []
+    for family, title in (("gradient", "Gradient family"), ("relevance", "Relevance methods")):
+        rows = [_method_row(m) for m in METHODS.values() if m.family == family]
+        parts += [f"## {title}", table(("method", "meaning", "paper", "options (default)", "seed", "conserves"), rows)]
+    also = ", ".join(f"`{alias}` = `{name}`" for alias, name in ALIASES.items())
+    parts.append(f"Other names: {also}.")
+    return "\n\n".join(parts)
+
+
+def _method_row(m: Method) -> tuple[str, ...]:
+    options = ", ".join(f"{name}={_value(value)}" for name, value in m.options.items())
+    return f"`{m.name}`", m.summary, m.paper, options, m.seed, "yes" if m.conserves else "no"
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _options() -> str:
+    named = sorted({name for m in METHODS.values() for name in m.options})
+    rows = [(f"`{name}`", OPTIONS[name]) for name in named]
+    return f"{SEED}\n\n{table(('option', 'meaning'), rows)}"
+
+
+def _asked(composite: Composite, place: str) -> str:
+    _, first, last = PLACES[place]
+    operation, role = sample_nodes()[place.split(":")[0]]
+    label = composite.rule(operation, role, first=first, last=last).label
+    # the guide is for rectifiers; what else is pointwise is differentiated
+    return "gradient" if label in ("guided", "deconvnet") and not getattr(role, "guided", False) else label
+
+
+INPUTS = {"": "x", "+": "x⁺", "-": "x⁻", "1": "1", "low": "low", "high": "high"}
+WEIGHTS = {"": "w", "+": "w⁺", "-": "w⁻", "1": "1", "2": "w²", "g+": "w + γw⁺", "g-": "w + γw⁻"}
+
+
+def formula(rule: lrp.LinearRule) -> str:
+    """A linear rule in letters: Σ x' ⊙ L(w')ᵀ s, s = R / D(Σ L(w')x' + b', ε)."""
+    parts = []
+    for share in rule.shares:
+        over, under = "", ""
+        for term in share.terms:
+            x, w, b = INPUTS[term.x], WEIGHTS[term.w], WEIGHTS[term.b].replace("w", "b") if term.b != "0" else ""
+            sign = " + " if term.sign > 0 else " - "
+            over += f"{sign}{'' if x == '1' else f'{x} ⊙ '}L({w})ᵀs"
+            bias = f" + {b}" if b else ""
+            under += f"{sign}{f'({image(w, x)}{bias})' if term.sign < 0 and b else f'{image(w, x)}{bias}'}"
+        scale = {1.0: "", 2.0: "α·", -1.0: "-β·"}[share.scale]
+        kept = {"": "", "positive": ", where z > 0", "negative": ", where z < 0"}[share.when]
+        epsilon = "0" if rule.epsilon == 0 else "ε"
+        body = over.removeprefix(" + ")
+        parts.append(
+            f"{scale}{f'({body})' if scale and ' ' in body else body} with s = R / D({under.removeprefix(' + ')}, {epsilon}){kept}"
+        )
+    return "; plus ".join(parts)
+
+
+def image(w: str, x: str) -> str:
+    """L(w)x."""
+    return f"L({w}){x if len(x) <= 2 else f' {x}'}"
+
+
+def _weighted_table() -> str:
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for m in METHODS.values():
+        composite = m.composite({})
+        conv1, dense1, *rest = (_asked(composite, place) for place in list(PLACES)[:WEIGHTED])
+        first = conv1 if conv1 == dense1 else f"{conv1} ({dense1})"
+        rows.setdefault((first, *rest), []).append(f"`{m.name}`")
+    heads = ("method", "first layer", *(PLACES[p][0] for p in list(PLACES)[2:WEIGHTED]))
+    return table(heads, [(", ".join(names), *cells) for cells, names in rows.items()])
+
+
+def _other_table() -> str:
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for m in METHODS.values():
+        composite = m.composite({})
+        cells = [_asked(composite, place) for place in list(PLACES)[WEIGHTED:]]
+        if composite.batch_norm == "fold" and cells[0] != "gradient":
+            cells[0] = f"folded, else {cells[0]}"
+        rows.setdefault(tuple(cells), []).append(f"`{m.name}`")
+    everything = [(", ".join(names), *cells) for cells, names in rows.items()]
+    places = [PLACES[p][0] for p in list(PLACES)[WEIGHTED:]]
+    # one line per kind of node reads better than ten columns
+    heads = ("node", *(chr(ord("A") + i) for i in range(len(everything))))
+    lines = [(place, *(row[i + 1] for row in everything)) for i, place in enumerate(places)]
+    legend = "\n".join(f"- {head}: {row[0]}" for head, row in zip(heads[1:], everything))
+    return f"The other nodes, by group of methods:\n\n{legend}\n\n{table(heads, lines)}"
+
+
+def _notes() -> str:
+    notes = []
+    for m in METHODS.values():
+        composite = m.composite({})
+        said = []
+        if composite.result != "as-is":
+            said.append(
+                {
+                    "absolute": "takes the magnitude of what arrives",
+                    "times-input": "multiplies what arrives by the input",
+                }[composite.result]
+            )
+        if composite.positive_seed:
+            said.append("starts nothing where the score is not positive")
+        if composite.first_propagation:
+            said.append("hands the last layer the score's gradient; everything above it is differentiated")
+        if said:
+            notes.append(f"`{m.name}` {' and '.join(said)}.")
+    published = METHODS["rap"].composite({"variant": "published"})
+    notes.append(
+        "`rap` with `variant=published` drops relevance where an output of MaxPool, an operand of Concat or an input of "
+        f"BatchNormalization is exactly zero, as the release does, and sees through BatchNormalization (`{published.batch_norm}`) "
+        "instead of folding it."
+    )
+    notes.append(
+        "Guided backprop and DeconvNet treat Relu and Clip with lower bound 0; other activations are differentiated."
+    )
+    return " ".join(notes)
+
+
+# ------------------------------------------------------------------------------------------- operators
+
+
+def operators_page() -> str:
+    """docs/operators.md."""
+    seen = roles_in_cases()
+    parts = [
+        "# Operators",
+        NOTE.strip(),
+        ROOMS_SAY,
+    ]
+    for role in ROLES:
+        names = [
+            op for domain, op in sorted(ROOMS) if domain == "" and any(name == role for name, _ in seen.get(op, ()))
+        ]
+        told = [op for op in names if meaning(op)]
+        rows = [(f"`{op}`", _kinds(seen[op], role), meaning(op), SIGNS[ROOMS["", op].sign]) for op in told]
+        heads = ("operator", "kind", "what it does", "sign")
+        drop = 1 if role != "Linear" else None
+        parts += [f"## {role}", table(_without(heads, drop), [_without(row, drop) for row in rows])]
+        if len(told) < len(names):
+            plain = (
+                f"`{op}`{' (≥ 0)' if ROOMS['', op].sign == 'nonnegative' else ''}" for op in names if op not in told
+            )
+            parts.append(f"And, by their names: {', '.join(plain)}.")
+    parts += [
+        "## No relevance",
+        "Integers, comparisons, random numbers, constants: relevance stops there by nature, and is not needed behind them.\n\n"
+        + ", ".join(f"`{name}`" for name in sorted(NO_RELEVANCE))
+        + "; `Cast` and `CastLike` from or to integers.",
+        "## Refused",
+        f"{REFUSED} Among those: {', '.join(f'`{name}`' for name in WANTED if ('', name) not in ROOMS)}; control flow; "
+        "every operator of another domain (`com.microsoft`, `ai.onnx.ml`, …). A model's own functions are inlined first.",
+        "These forms of operators with a room are refused too:",
+        table(("operator", "form"), refusals()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+@cache
+def roles_in_cases() -> dict[str, frozenset[tuple[str, str]]]:
+    """(role, kind) of every operator, as met in the table of cases."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    for case in CASES:
+        for operation, role in active_nodes(case.build(), set(case.inputs)):
+            kind = role.kind if isinstance(role, Linear) else ""
+            found.setdefault(operation.op_type, set()).add((type(role).__name__, kind))
+    return {op_type: frozenset(roles) for op_type, roles in found.items()}
+
+
+def _without(cells: tuple[str, ...], index: int | None) -> tuple[str, ...]:
+    return tuple(cell for i, cell in enumerate(cells) if i != index)
+
+
+def _kinds(roles: frozenset[tuple[str, str]], role: str) -> str:
+    return ", ".join(sorted(kind for name, kind in roles if name == role))
+
+
+def meaning(op_type: str) -> str:
+    """The first sentence of the room."""
+    return first_sentences(ROOMS["", op_type].role)
+
+
+def refusals() -> list[tuple[str, str]]:
+    """What rooms refuse, read off their source."""
+    found: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "onnx_explain" / "operators").glob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef):
+                served = _served(path.stem, function.name)
+                for message in _raised(function):
+                    found.setdefault(message, set()).update(served)
+    return sorted((", ".join(f"`{op}`" for op in sorted(served)), message) for message, served in found.items())
+
+
+def _served(module: str, function: str) -> set[str]:
+    """The operators a function of `operators/` serves: those whose room it is, else those of its module."""
+    rooms = {
+        op: r.role for (domain, op), r in ROOMS.items() if domain == "" and r.role.__module__.endswith(f".{module}")
+    }
+    return {op for op, role in rooms.items() if role.__name__ == function} or set(rooms)
+
+
+def _raised(function: ast.FunctionDef) -> Iterator[str]:
+    for node in ast.walk(function):
+        if (
+            isinstance(node, ast.Raise)
+            and isinstance(node.exc, ast.Call)
+            and ast.unparse(node.exc.func) == "UnsupportedOperator"
+        ):
+            text = node.exc.args[0]
+            pieces = text.values if isinstance(text, ast.JoinedStr) else [text]
+            yield "".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in pieces).removeprefix("…: ")
+
+
+# ------------------------------------------------------------------------------------------- text
+
+
+def first_sentences(thing: Any) -> str:
+    """The first paragraph of a docstring, on one line, without references to the specification."""
+    text = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split()).replace("``", "`")
+    head, colon, rest = text.partition(": ")
+    if head.startswith("§"):
+        text = rest if colon else ""
+    return text
+
+
+def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [heads, tuple("---" for _ in heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+PAGES = {"methods.md": methods_page, "operators.md": operators_page}
+
+
+def main() -> int:
+    """Write the pages, or compare them."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a page is stale")
+    check = arguments.parse_args().check
+    stale = []
+    for name, page in PAGES.items():
+        path = ROOT / "docs" / name
+        text = page()
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(name)
+        if not check:
+            path.write_text(text, encoding="utf-8")
+    if stale:
+        print(f"{'stale' if check else 'written'}: {', '.join(stale)}")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
