@@ -59,8 +59,8 @@ class VerificationError(ExplainError):
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"``, or the known names where none is close, or ``""`` where there are none."""
-    names = list(known)
-    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    names = [n for n in known if isinstance(n, str)]
+    close = get_close_matches(str(name), names, n=1, cutoff=0.5)
     if close:
         return f" Did you mean {close[0]!r}?"
     if not names:

@@ -19,7 +19,7 @@ from onnx_explain import conversion
 from onnx_explain import feeds as feeding
 from onnx_explain import target as targets
 from onnx_explain.backends import onnx as backend
-from onnx_explain.backends.reference import Reference, as_float64
+from onnx_explain.backends.reference import Reference
 from onnx_explain.errors import ExplainError, InputError, MethodError, ModelError, OutputError
 from onnx_explain.explanation import Explanation, Target
 from onnx_explain.files import draft, target_path
@@ -28,6 +28,7 @@ from onnx_explain.ir.canonicalize import Shapes, canonicalize
 from onnx_explain.ir.fold import fold_constants
 from onnx_explain.ir.model import Loaded, Source, first_line, load, serialise, write
 from onnx_explain.ir.view import dims
+from onnx_explain.ir.widen import as_float64
 from onnx_explain.methods import Composite, Method, Seed, resolve
 from onnx_explain.path import channel_axis, wrt_inputs
 from onnx_explain.relevance import Options, RelevanceGraph, Row, build, plan, vector_jacobian
@@ -214,9 +215,7 @@ class Explainer:
             exact = self._backend == "reference"
             options = replace(self._options, output=output or self._options.output)
             with _foreseen():
-                graph = build(
-                    as_float64(model) if exact else model, self._composite, options, method=self.method
-                )
+                graph = build(as_float64(model) if exact else model, self._composite, options, method=self.method)
                 lowered = backend.lower(graph.model)
             runner = Reference(lowered) if exact else backend.Session(lowered, threads=self._threads)
             self._built[key] = _Built(graph, runner)
@@ -311,7 +310,7 @@ def _composite(method: str | Composite, options: Mapping[str, Any]) -> tuple[Com
             )
         return method, None
     if not isinstance(method, str):
-        raise MethodError(f"method must be a name or a Composite, not {type(method).__name__}.")
+        raise MethodError("method must be a method's name or a Composite; `onnx-explain methods` lists the names.")
     found = resolve(method)
     return found.composite(options), found
 

@@ -114,6 +114,9 @@ class Method:
             if name not in self.options:
                 raise MethodError(f"Method {self.name!r} has no option {name!r}.{suggest(name, self.options)}")
             _check_option(self.name, name, value, self.options[name])
+        low, high = options.get("low"), options.get("high")
+        if isinstance(low, (int, float)) and isinstance(high, (int, float)) and low > high:
+            raise MethodError(f"Method {self.name!r}: low must not be above high, but {low} > {high}.")
         return self.build(**options)
 
 

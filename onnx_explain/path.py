@@ -166,9 +166,6 @@ def _windowed(node: ir.Node) -> bool:
     if found is None or node.inputs[0] is None or node.inputs[0].shape is None or rank(operation.x) < 3:
         return False
     role = found.role(operation)
-    return (
-        (isinstance(role, Linear)
-        and role.spatial)
-        or (isinstance(role, Selection)
-        and "kernel_shape" in operation.attributes)
+    return (isinstance(role, Linear) and role.spatial) or (
+        isinstance(role, Selection) and "kernel_shape" in operation.attributes
     )

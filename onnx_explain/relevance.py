@@ -222,7 +222,7 @@ class _Builder:
                 raise TargetError(
                     f"The model has no tensor {name!r} whose relevance could be kept.{suggest(name, values)}"
                 )
-        self.kept = {name: values[name] for name in options.keep}
+        self.kept = {name: values[name] for name in options.keep if name not in self.wrt}
         self.inputs = tuple(v.name or "" for v in self.graph.inputs)
         self.outputs = tuple(v.name or "" for v in self.graph.outputs)
 

@@ -87,15 +87,22 @@ def parse(target: Any) -> Parsed:
         raise TargetError(f"Target {target!r} is not an index.")
     if isinstance(target, (int, np.integer)):
         return Parsed(str(target), index=int(target))
+    if isinstance(target, (list, tuple)) and any(isinstance(t, (bool, np.bool_)) for t in target):
+        raise TargetError("A target is an index, not true or false.")
     try:
         array = np.asarray(target)
     except ValueError as error:
-        raise TargetError(f"Target {target!r} is neither an index nor a list of indices.") from error
+        raise TargetError("The target is neither an index nor a list of indices.") from error
     if array.dtype.kind not in "iu" or array.ndim > 1:
         raise TargetError(
-            f"Target {target!r} is neither an index, nor one index per sample, nor text such as 'output[0,17]'."
+            f"A target is an index, one index per sample, or text such as 'output[0,17]', not {_told(target)}."
         )
     return Parsed(str(target), index=int(array) if array.ndim == 0 else tuple(int(v) for v in array))
+
+
+def _told(target: Any) -> str:
+    text = repr(target)
+    return text if len(text) <= 60 and " at 0x" not in text else f"a {type(target).__name__}"
 
 
 def _parse_text(text: str) -> Parsed:

@@ -92,10 +92,11 @@ def _rules(name: str) -> Composite:
 @pytest.mark.parametrize("case", _single())
 def test_each_layer_equals_the_released_code(case: dict[str, Any], backend: str) -> None:
     from onnx_explain.backends.onnx import Session
-    from onnx_explain.backends.reference import Reference, as_float64
+    from onnx_explain.backends.reference import Reference
     from onnx_explain.ir import composite
     from onnx_explain.ir.canonicalize import canonicalize
     from onnx_explain.ir.model import load
+    from onnx_explain.ir.widen import as_float64
     from onnx_explain.relevance import relevance_of
 
     arrays, name = _arrays("single_layers.npz"), case["name"]

@@ -89,7 +89,10 @@ class Resize(OpRun):
     ) -> tuple[Array, ...]:  # fmt: skip
         kernel = _linear if mode == "linear" else partial(_cubic, a=float(said["cubic_coeff_a"]))
         y, beyond = x, []
+        cropped = coordinate_transformation_mode == "tf_crop_and_resize"
         for number, axis in _axes(x.shape, roi, scales, sizes, said).items():
+            if (axis.out, axis.scale) == (axis.size, 1.0) and not cropped:
+                continue
             # ONNX Runtime places in float32; so do we where that decides between two pixels, and only there
             places = axis.places(coordinate_transformation_mode, np.float32 if mode == "nearest" else np.float64)
             beyond.append((slice(None),) * number + ((places < 0) | (places > axis.size - 1),))
@@ -99,7 +102,7 @@ class Resize(OpRun):
                 matrix = axis.matrix(places, 1 if mode == "linear" else 2, kernel, said)
                 y = np.moveaxis(np.tensordot(matrix, y, (1, number)), 0, number)
         y = y.astype(x.dtype)
-        for outside in beyond if coordinate_transformation_mode == "tf_crop_and_resize" else []:
+        for outside in beyond if cropped else []:
             y[outside] = said["extrapolation_value"]
         return (y,)
 

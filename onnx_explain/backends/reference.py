@@ -1,7 +1,7 @@
 """The float64 backend: ONNX's own evaluator, with the operators replaced that it gets wrong, rounds, or is slow in.
 
-Here live the runner, the widening of a model to float64, and the replacements, each with the reason why it is there;
-those with windows are in `windows.py`, Resize in `interpolation.py`. The models are canonical: opset 18 or later.
+Here live the runner and the replacements, each with the reason why it is there; those with windows are in `windows.py`,
+Resize in `interpolation.py`. Models are widened in `ir/widen.py`; they are canonical: opset 18 or later.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
@@ -37,24 +36,6 @@ class Reference:
         names = list(outputs or self.outputs)
         with np.errstate(all="ignore"):
             return dict(zip(names, self._evaluator.run(names, dict(feeds))))
-
-
-def as_float64(model: ir.Model) -> ir.Model:
-    """A canonical model with every float32 tensor, constant and cast widened to float64; a new model."""
-    wide = model.clone()
-    for value in (*wide.graph.inputs, *wide.graph.initializers.values(), *(v for n in wide.graph for v in n.outputs)):
-        if value.dtype == ir.DataType.FLOAT:
-            value.dtype = ir.DataType.DOUBLE
-        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
-            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float64), name=value.name)
-    for node in wide.graph:
-        for name, attribute in list(node.attributes.items()):
-            if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype == ir.DataType.FLOAT:
-                node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.as_tensor().numpy().astype(np.float64)))
-            casts = name in ("to", "dtype") and attribute.type == ir.AttributeType.INT
-            if casts and attribute.as_int() == onnx.TensorProto.FLOAT:
-                node.attributes[name] = ir.AttrInt64(name, onnx.TensorProto.DOUBLE)
-    return wide
 
 
 class Erf(OpRun):
@@ -141,7 +122,7 @@ class LRN(OpRun):
         reach = [(0, 0), ((size - 1) // 2, size // 2), *[(0, 0)] * (x.ndim - 2)]
         squares, channels = np.pad(x**2, reach), x.shape[1]
         total = reduce(np.add, (squares[:, k : k + channels] for k in range(size)))
-        return ((x / (bias + alpha / size * total) ** beta).astype(x.dtype),)
+        return ((x / (bias + float(alpha) / size * total) ** beta).astype(x.dtype),)
 
 
 class Mean(OpRun):

@@ -255,9 +255,11 @@ def global_max_pool(node: Operation) -> Selection:
 def first_maximum(op: Emitter, r: Value, x: Value, y: Value, axes: list[int]) -> Value:
     """R (reduced axes kept, size 1) to the first maximum of x over `axes`, in row-major order of those axes."""
     count = math.prod(d for a, d in enumerate(dims(x)) if a in axes and d is not None)
-    order = np.arange(count, 0, -1, dtype=np.float64)
     shape = [d if a in axes and d is not None else 1 for a, d in enumerate(dims(x))]
-    ranks = op.constant(order.reshape(shape), dtype=np.float32 if count < 2**24 else np.float64)
-    score = op.Where(op.Equal(x, y), ranks, op.constant(0.0, like=ranks))
+    # earlier entries rank higher; counted while it runs, so that the file does not carry the count of a large map
+    kind = np.float32 if count < 2**24 else np.float64
+    falling = op.Range(*(op.constant(v, dtype=kind) for v in (count, 0, -1)))
+    ranks = op.Reshape(falling, op.ints(*shape))
+    score = op.Where(op.Equal(x, y), ranks, op.constant(0.0, dtype=kind))
     best = op.ReduceMax(score, op.ints(*axes), keepdims=1)
     return op.Where(op.And(op.Equal(score, best), op.Greater(score, 0.0)), r, op.constant(0.0, like=r))

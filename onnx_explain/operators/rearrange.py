@@ -70,6 +70,8 @@ def transpose(node: Operation) -> Rearrangement:
     """Axes permuted; undone by the inverse permutation."""
     n = rank(node.x)
     perm = node.ints("perm", list(reversed(range(n)))) or []
+    if sorted(perm) != list(range(n)):
+        raise ModelError(f"{node.where}: {perm} is no permutation of its {n} axes.")
     inverse = [perm.index(a) for a in range(n)]
     return _single(lambda op, r: op.Transpose(r, perm=inverse), node)
 

@@ -26,7 +26,7 @@ from onnx_explain.operators.roles import (
     Sum,
     reduce_like,
 )
-from onnx_explain.rules.share import Rule, Shares, Step, linear_of, role_of
+from onnx_explain.rules.share import Rule, Shares, Step, linear_of, role_of, wrong_role
 
 Guide = Literal["gradient", "deconvnet", "guided"]
 
@@ -98,7 +98,7 @@ def undo(op: Emitter, step: Step) -> Shares:
     """Entries go back where they came from."""
     role = step.role
     if not isinstance(role, Rearrangement):
-        raise ValueError(f"{step.node.where}: does not rearrange")
+        raise wrong_role(step, "does not rearrange")
     shares = role.undo(op, step.rs)
     return Shares(shares, sparse=frozenset(shares if step.sparse and step.node.op_type != "Pad" else ()))
 
@@ -109,7 +109,7 @@ def gate(guide: Guide, operators: frozenset[str] = frozenset()) -> Rule:
     def rule(op: Emitter, step: Step) -> Shares:
         role = step.role
         if not isinstance(role, Pointwise):
-            raise ValueError(f"{step.node.where}: is not pointwise")
+            raise wrong_role(step, "is not pointwise")
         mode = guide if role.guided or step.node.op_type in operators else "gradient"
         parameters = {"guide": mode}
         like = [step.node.input(role.data)]

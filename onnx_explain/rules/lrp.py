@@ -30,6 +30,7 @@ from onnx_explain.rules.share import (
     role_of,
     safe_divide,
     sizes,
+    wrong_role,
 )
 
 Bounds = float | tuple[float, ...]
@@ -103,7 +104,7 @@ def _linear(step: Step) -> Linear:
         return step.role
     if isinstance(step.role, Normalization) and step.role.linear is not None:
         return step.role.linear
-    raise ValueError(f"{step.node.where}: is not linear")
+    raise wrong_role(step, "is not linear")
 
 
 def _kept(share: Share, x_nonnegative: bool, rectified: bool) -> Share | None:
@@ -385,7 +386,7 @@ def contribution(epsilon: float = 1e-6, mode: Literal["signed", "absolute"] = "s
 
     def rule(op: Emitter, step: Step) -> Shares:
         if not isinstance(step.role, Sum):
-            raise ValueError(f"{step.node.where}: is not a sum")
+            raise wrong_role(step, "is not a sum")
         order = sorted(step.node.active)
         like: list[Value | None] = [step.node.input(k) for k in order]
         if step.accounting:
@@ -451,7 +452,7 @@ def product(mode: Literal["uniform", "signal"] = "uniform", epsilon: float = 1e-
     def rule(op: Emitter, step: Step) -> Shares:
         role = step.role
         if not isinstance(role, Product):
-            raise ValueError(f"{step.node.where}: is not a product")
+            raise wrong_role(step, "is not a product")
         bearers = [k for k in role.numerators if k in step.node.active]
         if not bearers:
             return Shares({}, [step.r])
@@ -482,7 +483,7 @@ def normalization(epsilon: float = 1e-6) -> Rule:
     def rule(op: Emitter, step: Step) -> Shares:
         role = step.role
         if not isinstance(role, Normalization):
-            raise ValueError(f"{step.node.where}: is not a normalisation")
+            raise wrong_role(step, "is not a normalisation")
         if role.linear is None:
             back = _taylor(op, step) if role.softmax else role.vjp(op, step.r)
             share = op.typed(op.Mul(step.node.x, back), step.node.x)

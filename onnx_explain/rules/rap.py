@@ -30,6 +30,7 @@ from onnx_explain.rules.share import (
     role_of,
     safe_divide,
     sizes,
+    wrong_role,
 )
 
 _TINY = 1e-20  # keeps quotients finite where the denominator is zero: what they are multiplied by is zero there
@@ -37,7 +38,7 @@ _TINY = 1e-20  # keeps quotients finite where the denominator is zero: what they
 
 def _weighted(step: Step) -> Linear:
     if not isinstance(step.role, Linear) or step.role.weight is None:
-        raise ValueError(f"{step.node.where}: has no weight")
+        raise wrong_role(step, "has no weight")
     return step.role
 
 
@@ -378,7 +379,7 @@ def summed(*, drop: bool, mode: Literal["auto", "signed", "absolute"] = "auto") 
 
     def rule(op: Emitter, step: Step) -> Shares:
         if not isinstance(step.role, Sum):
-            raise ValueError(f"{step.node.where}: is not a sum")
+            raise wrong_role(step, "is not a sum")
         order = sorted(step.node.active)
         like: list[Value | None] = [step.node.input(k) for k in order]
         if step.accounting:

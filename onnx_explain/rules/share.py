@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from onnx_explain.errors import MethodError
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.operators.roles import Linear, Role
@@ -59,6 +60,13 @@ class Shares:
 
 
 Rule = Callable[[Emitter, Step], Shares]
+
+
+def wrong_role(step: Step, what: str) -> MethodError:
+    """A composite gave a rule to a node it is not made for."""
+    return MethodError(
+        f"{step.node.where}: the composite gives it a rule for another role: it {what}; narrow the selector (role=…, kind=…)."
+    )
 
 
 def safe_divide(op: Emitter, a: Value, b: Value) -> Value:
