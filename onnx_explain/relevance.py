@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import chain, count
 
 import numpy as np
 import onnx_ir as ir
@@ -364,9 +364,8 @@ class _Builder:
     def _seed(self) -> tuple[Value, Value, Value, str]:
         """(seed of the target's shape, score [N], index [N], name of the target input)."""
         op, y = self.op, self.target
-        name = next(
-            n for n in ("target", "explain_target", *(f"explain_target_{i}" for i in count())) if n not in op.names
-        )
+        wished = chain(("target", "explain_target"), (f"explain_target_{i}" for i in count()))
+        name = next(n for n in wished if n not in op.names)
         chosen = op.input(name, default=np.asarray([ARGMAX], dtype=np.int64))
         with op.serving("target"):
             flat = op.Reshape(y, op.ints(*self._flat_shape(y)))

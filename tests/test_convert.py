@@ -49,12 +49,12 @@ def residual_cnn(batch: str = "N", width: int = 8) -> onnx.ModelProto:
     proto = model(
         f"""g (float[{batch},3,16,16] picture) => (float[{batch},5] scores) {{
              [stem] c1 = Conv<pads=[1,1,1,1]>(picture, w1, b1)
-             [stem.bn] n1 = BatchNormalization(c1, s1, h1, m1, v1)
-             [stem.relu] r1 = Relu(n1)
+             [stem_bn] n1 = BatchNormalization(c1, s1, h1, m1, v1)
+             [stem_relu] r1 = Relu(n1)
              [pool] p1 = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r1)
-             [block.conv] c2 = Conv<pads=[1,1,1,1]>(p1, w2)
-             [block.relu] r2 = Relu(c2)
-             [block.add] a2 = Add(r2, p1)
+             [block_conv] c2 = Conv<pads=[1,1,1,1]>(p1, w2)
+             [block_relu] r2 = Relu(c2)
+             [block_add] a2 = Add(r2, p1)
              [gap] g = GlobalAveragePool(a2)
              [flat] f = Flatten(g)
              [head] logits = Gemm<transB=1>(f, w3, b3)
@@ -185,7 +185,7 @@ def test_inserted_nodes_are_called_after_their_forward_nodes(converted: tuple[Ex
     assert all(n.name.startswith("explain/") for n in nodes if n.name not in forward)
     tensors = {"target", "picture", *(o for n in residual_cnn().graph.node for o in n.output)}
     assert set(served) <= forward | tensors
-    assert {"stem", "block.conv", "head"} <= set(served), "every weighted layer has its backward half"
+    assert {"stem", "block_conv", "head"} <= set(served), "every weighted layer has its backward half"
     assert len({n.name for n in nodes}) == len(nodes)
 
 

@@ -110,7 +110,7 @@ def axis_matrix(node: Operation, axis: int) -> Matrix:
 
 def _coordinate(node: Operation, k: int, scale: float, size: int, out: int) -> float:
     mode = node.text("coordinate_transformation_mode", "half_pixel")
-    length = scale * size  # the resized length before rounding
+    length = out  # ONNX Runtime takes the rounded length, and the specification says so for its output
     if mode == "align_corners":
         return 0.0 if length == 1 else k * (size - 1) / (length - 1)
     if mode == "asymmetric":
@@ -118,7 +118,7 @@ def _coordinate(node: Operation, k: int, scale: float, size: int, out: int) -> f
     if mode == "pytorch_half_pixel":
         return (k + 0.5) / scale - 0.5 if length > 1 else 0.0
     if mode == "half_pixel_symmetric":
-        adjustment = out / length
+        adjustment = out / (scale * size)
         center = size / 2
         return center * (1 - adjustment) + (k + 0.5) / scale - 0.5
     return (k + 0.5) / scale - 0.5

@@ -23,6 +23,8 @@ from onnx_explain.rules.share import (
     Rule,
     Shares,
     Step,
+    joinable,
+    joined,
     linear_of,
     negative,
     positive,
@@ -30,6 +32,7 @@ from onnx_explain.rules.share import (
     role_of,
     safe_divide,
     sizes,
+    transposed_apart,
     wrong_role,
 )
 
@@ -196,12 +199,7 @@ def _expand_one(op: Emitter, node: CompositeNode, role: Linear, share: dict[str,
     unbiased, total, raised = _denominator(op, node, role, share["terms"], z, slack)
     s = op.Div(scaled, total) if raised else quotient(op, scaled, total, rule["epsilon"], nonnegative=nonnegative)
     s.shape = node.node.y.shape
-    relevance: Value | None = None
-    for term in share["terms"]:
-        part = _numerator(op, node, role, term, s)
-        relevance = part if relevance is None else op.Add(relevance, part)
-    if relevance is None:
-        raise ValueError(f"{node.node.where}: a share without terms")
+    relevance = _numerators(op, node, role, share["terms"], s)
     lost = op.Sub(scaled, op.Mul(s, unbiased())) if node.outputs > 1 else s
     return relevance, lost
 
@@ -232,10 +230,16 @@ def _denominator(
             return (lambda: unbiased), unbiased, False
         return (lambda: z if bias is None else op.Sub(z, bias)), z, False
     total: Value | None = None
-    for term in terms:
-        part = _forward(op, node, role, term, z, bias)
-        part = part if term["sign"] > 0 else op.Neg(part)
-        total = part if total is None else op.Add(total, part)
+    x = node.node.input(role.data)
+    if _halves(terms) and joinable(role, node.node, x):
+        weights = [_weight(op, node, role, t["w"]) for t in terms]
+        halves = joined(op, [_input(op, node, role, t["x"]) for t in terms])
+        total = role.forward(op, halves, joined(op, [w for w in weights if w is not None]))
+    else:
+        for term in terms:
+            part = _forward(op, node, role, term, z, bias)
+            part = part if term["sign"] > 0 else op.Neg(part)
+            total = part if total is None else op.Add(total, part)
     if total is None:
         raise ValueError(f"{node.node.where}: a share without terms")
     free = total
@@ -261,6 +265,26 @@ def _forward(
     if term["x"] == "" and term["w"] == "":
         return z if bias is None else op.Sub(z, bias)
     return role.forward(op, _input(op, node, role, term["x"]), _weight(op, node, role, term["w"]))
+
+
+def _numerators(op: Emitter, node: CompositeNode, role: Linear, terms: list[dict[str, Any]], s: Value) -> Value:
+    """Σ_terms ± x'·L(w')ᵀ s; of a convolution that reads a signed input, both halves in one pass."""
+    x = node.node.input(role.data)
+    if _halves(terms) and joinable(role, node.node, x):
+        weights = [_weight(op, node, role, t["w"]) for t in terms]
+        back = transposed_apart(op, role, s, [w for w in weights if w is not None], x)
+        parts = [op.Mul(_input(op, node, role, t["x"]), b) for t, b in zip(terms, back)]
+    else:
+        parts = [_numerator(op, node, role, term, s) for term in terms]
+    total = parts[0]
+    for part in parts[1:]:
+        total = op.Add(total, part)
+    return total
+
+
+def _halves(terms: list[dict[str, Any]]) -> bool:
+    """Whether the terms are the two halves x⁺ and x⁻ of a signed input."""
+    return [t["x"] for t in terms] == ["+", "-"] and all(t["sign"] > 0 for t in terms)
 
 
 def _numerator(op: Emitter, node: CompositeNode, role: Linear, term: dict[str, Any], s: Value) -> Value:

@@ -23,6 +23,7 @@ from onnx_explain.rules.share import (
     Rule,
     Shares,
     Step,
+    joinable,
     linear_of,
     negative,
     per_sample,
@@ -30,6 +31,7 @@ from onnx_explain.rules.share import (
     role_of,
     safe_divide,
     sizes,
+    transposed_apart,
     wrong_role,
 )
 
@@ -304,8 +306,11 @@ def _expand_box(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     za = op.Sub(za, _corner(op, role, x, high, below, node.rule["high"]))
     s = op.typed(safe_divide(op, node.r, za), node.node.y)
     # by linearity in w the two products need two adjoints, not three
-    up = op.Mul(op.Sub(x, low), role.transpose(op, s, above, x))
-    down = op.Mul(op.Sub(x, high), role.transpose(op, s, below, x))
+    if joinable(role, node.node, x):
+        back = transposed_apart(op, role, s, [above, below], x)
+    else:
+        back = [role.transpose(op, s, w, x) for w in (above, below)]
+    up, down = op.Mul(op.Sub(x, low), back[0]), op.Mul(op.Sub(x, high), back[1])
     result = [op.typed(op.Add(up, down), x)]
     if node.outputs > 1:
         result.append(op.typed(op.Sub(node.r, op.Mul(s, za)), node.node.y))

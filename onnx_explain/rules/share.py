@@ -6,7 +6,7 @@ it absorbed (bias, stabiliser, dead denominators), from the forward side, so tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -133,6 +133,35 @@ def linear_of(node: Operation) -> Linear:
     if not isinstance(linear, Linear):
         raise ValueError(f"{node.where}: is not linear")
     return linear
+
+
+def joined(op: Emitter, parts: Sequence[Value]) -> Value:
+    """Tensors one behind the other along the channels; of weights [Co, Ci, *kernel] along what they read."""
+    whole = op.Concat(*parts, axis=1)
+    shapes = [p.shape for p in parts]
+    if all(s is not None for s in shapes) and isinstance(channels(parts[0]), int):
+        first = list(parts[0].shape or ())
+        whole.shape = ir.Shape([first[0], sum(channels(p) or 0 for p in parts), *first[2:]])
+    return whole
+
+
+def channels(value: Value) -> int | None:
+    """The size of axis 1."""
+    return dims(value)[1]
+
+
+def transposed_apart(op: Emitter, role: Linear, s: Value, weights: Sequence[Value], x: Value) -> list[Value]:
+    """L_wᵀ s for several weights of one convolution, in one pass with their channels joined: one read of s, not several."""
+    back = role.transpose(op, s, joined(op, weights), x)
+    back.shape = None
+    cuts = op.ints(*[channels(x) or 0] * len(weights))
+    parts = op.emit("Split", [back, cuts], {"axis": 1}, outputs=len(weights), like=[x] * len(weights))
+    return list(parts)
+
+
+def joinable(role: Linear, node: Operation, x: Value) -> bool:
+    """Whether the channels of several uses of a convolution can be joined: no groups, and known channels."""
+    return role.spatial and node.op_type == "Conv" and node.integer("group", 1) == 1 and channels(x) is not None
 
 
 def sizes(value: Value) -> list[int]:
