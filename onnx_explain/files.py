@@ -15,6 +15,9 @@ def target_path(path: str | os.PathLike[str]) -> Path:
     """The path as a place that can be written: OutputError for a folder, a missing folder, a device, or no path at all."""
     try:
         target = Path(path)
+        os.fsencode(target)
+        if "\0" in str(target):
+            raise ValueError("it holds a null character")
         if target.is_dir():
             raise OutputError(f"{target} is a folder; name the file to write.")
         if target.exists() and not target.is_file():

@@ -86,7 +86,7 @@ class _Node:
     first: bool = False
     last: bool = False
     head: bool = False
-    fused: list[str] = field(default_factory=list)
+    fused: list[Operation] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,8 @@ def plan(model: ir.Model, composite: Composite, options: Options) -> tuple[list[
             chain.append(_Node(operation, _role(operation)))
         except UnsupportedOperator:
             missing.append(operation.name)
+    if not missing:
+        return list(build(model, composite, replace(options, accounting=False)).rows), []
     chain = _positions(chain, composite)
     labels = {c.operation.name: c for c in chain}
     rows = []
@@ -341,7 +343,7 @@ class _Builder:
         else:
             return False
         before.operation = replace(before.operation, outputs=node.operation.outputs)
-        before.fused.append(node.operation.name)
+        before.fused.append(node.operation)
         return True
 
     def _fold(self, before: _Node, role: Linear, node: _Node, c: Value, t: Value) -> None:
@@ -438,6 +440,9 @@ class _Builder:
             label, shares = self._shares(node, step)
         role = type(node.role).__name__
         shapes = ", ".join(shape_text(operation.input(i)) for i in sorted(operation.active))
+        for taken in reversed(node.fused):
+            told = f"folded into {operation.name}"
+            self.rows.append(Row(taken.name, taken.op_type, "-", told, shape_text(taken.x), shape_text(taken.y)))
         self.rows.append(Row(operation.name, operation.op_type, role, label, shapes, shape_text(operation.y)))
         self.absorbed.extend(shares.absorbed)
         for k, r in shares.inputs.items():
@@ -558,7 +563,8 @@ class _Builder:
                 while name in taken:
                     name += "_"
                 taken.add(name)
-                self.op.output(value, name, value)
+                with self.op.serving(key):
+                    self.op.output(value, name, value)
                 named[group][key] = name
         self.op.finish()
         _verify(self.model)

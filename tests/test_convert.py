@@ -110,7 +110,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=list(METHODS))
-def converted(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Explainer, Path]:
+def converted(
+    request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Explainer, Path]:
     """(explainer, explained file), once per method."""
     explainer = Explainer(source, request.param, threads=1)
     path = tmp_path_factory.mktemp("explained") / f"{request.param}.onnx"
@@ -130,7 +132,9 @@ def test_original_inputs_and_outputs_come_first(converted: tuple[Explainer, Path
     assert graph.input[0].type.tensor_type.elem_type == picture.elem_type == relevance.elem_type
     assert [d.dim_value for d in relevance.shape.dim] == [d.dim_value for d in picture.shape.dim]
     assert graph.input[1].type.tensor_type.elem_type == TensorProto.INT64
-    assert [i.name for i in graph.initializer if i.name == "target"] == ["target"], "without a default, target is not optional"
+    assert [i.name for i in graph.initializer if i.name == "target"] == ["target"], (
+        "without a default, target is not optional"
+    )
 
 
 def test_the_file_is_valid_standard_onnx(converted: tuple[Explainer, Path]) -> None:
@@ -153,8 +157,14 @@ def test_any_batch_gives_the_explainers_numbers(converted: tuple[Explainer, Path
 def test_the_target_is_one_per_sample_or_one_for_all_and_arg_max_without(converted: tuple[Explainer, Path]) -> None:
     explainer, path = converted
     each = np.array([4, 0, 2])
-    assert_same(run(path, {"picture": X[:3], "target": each})["picture_relevance"], explainer(X[:3], target=each).relevance["picture"])
-    assert_same(run(path, {"picture": X[:3], "target": each[:1]})["picture_relevance"], explainer(X[:3], target=4).relevance["picture"])
+    assert_same(
+        run(path, {"picture": X[:3], "target": each})["picture_relevance"],
+        explainer(X[:3], target=each).relevance["picture"],
+    )
+    assert_same(
+        run(path, {"picture": X[:3], "target": each[:1]})["picture_relevance"],
+        explainer(X[:3], target=4).relevance["picture"],
+    )
     best = run(path, {"picture": X[:3]})["scores"].argmax(1)
     with_target = run(path, {"picture": X[:3], "target": best})["picture_relevance"]
     assert_same(run(path, {"picture": X[:3]})["picture_relevance"], with_target)
@@ -169,7 +179,9 @@ def test_two_pictures_give_two_maps(converted: tuple[Explainer, Path]) -> None:
     assert np.abs(r[0] - r[1]).max() > 1e-3 * np.abs(r).max(), "a constant heat map (captum#1778)"
 
 
-def test_an_auditor_reads_method_version_options_and_source_off_the_file(converted: tuple[Explainer, Path], source: Path) -> None:
+def test_an_auditor_reads_method_version_options_and_source_off_the_file(
+    converted: tuple[Explainer, Path], source: Path
+) -> None:
     explainer, path = converted
     props = {p.key: p.value for p in onnx.load(path).metadata_props}
     assert props["onnx_explain.method"] == explainer.method
@@ -292,7 +304,10 @@ def test_options_and_seed_stand_in_the_metadata() -> None:
 def test_a_fixed_batch_stays_fixed() -> None:
     proto = Explainer(residual_cnn(batch="1"), "lrp-epsilon", threads=1).convert()
     assert [d.dim_value for d in proto.graph.output[1].type.tensor_type.shape.dim] == [1, 3, 16, 16]
-    assert_same(run(proto, {"picture": X[:1]})["picture_relevance"], Explainer(residual_cnn(), "lrp-epsilon", threads=1)(X[:1]).relevance["picture"])
+    assert_same(
+        run(proto, {"picture": X[:1]})["picture_relevance"],
+        Explainer(residual_cnn(), "lrp-epsilon", threads=1)(X[:1]).relevance["picture"],
+    )
 
 
 def test_bytes_and_protos_convert_as_files_do(source: Path, tmp_path: Path) -> None:
@@ -371,10 +386,14 @@ NAMES: dict[str, dict[str, str]] = {
     "a weight is called like the relevance": {"w1": "picture_relevance"},
     "an inner tensor is called like a report": {"r1": "explain_score"},
     "an output is called like a report": {"scores": "explain_absorbed"},
-    "tensors are called like our constants": {"r1": "explain/constant", "w1": "explain/constant_1", "p1": "explain/stem/Conv_out"},
+    "tensors are called like our constants": {
+        "r1": "explain/constant",
+        "w1": "explain/constant_1",
+        "p1": "explain/stem/Conv_out",
+    },
     "slashes and colons": {"picture": "serving/default:0", "scores": "StatefulPartitionedCall:0", "r1": "a/b//c:0"},
     "unicode": {"picture": "Bild–ä", "scores": "スコア", "r1": "😀"},
-    "blanks and quotes": {"picture": "the input", "scores": "it's \"out\"", "r1": "a\tb"},
+    "blanks and quotes": {"picture": "the input", "scores": 'it\'s "out"', "r1": "a\tb"},
     "numbers": {"picture": "0", "scores": "1", "r1": "2"},
 }
 
@@ -473,7 +492,9 @@ def test_a_failed_check_leaves_no_file(source: Path, tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_check_leaves_an_earlier_file_alone(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_check_leaves_an_earlier_file_alone(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "out.onnx"
     Explainer(source, "gradient").convert(path)
     before = path.read_bytes()
@@ -485,7 +506,9 @@ def test_a_failed_check_leaves_an_earlier_file_alone(source: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError, OSError(errno.ENOSPC, "No space left on device")])
-def test_an_interruption_while_writing_leaves_no_file(failure: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_while_writing_leaves_no_file(
+    failure: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import onnx_ir
 
     def fail(model: Any, path: Any, *_: Any, **__: Any) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnx_explain import Explainer, Selector, lrp_composite
-from onnx_explain.methods import DENSE, FIRST, WEIGHTED
+from onnx_explain import Explainer, lrp_composite
+from onnx_explain.methods import FIRST, WEIGHTED
 from onnx_explain.rules import lrp
 
 HERE = Path(__file__).parent / "golden"
@@ -88,7 +88,11 @@ def _cases(net: str, keys: list[str], arrays: Any) -> Iterator[tuple[str, Call, 
         if key in GRADIENTS:
             # ONNX stores LeakyRelu's and Elu's alpha as float32, the peer ran with the decimal
             yield key, (GRADIENTS[key], {}), "one", 1e-7 if net == "smooth" else 1e-10
-    for suffix, peer, batch_norm in (("", "zennit", "fold"), ("@nocanon", "zennit", "pass"), ("@mergebn", "zennit1.0.0", "fold")):
+    for suffix, peer, batch_norm in (
+        ("", "zennit", "fold"),
+        ("@nocanon", "zennit", "pass"),
+        ("@mergebn", "zennit1.0.0", "fold"),
+    ):
         for name, call in _zennit(box, batch_norm).items():
             if f"{peer}/{name}{suffix}" in keys:
                 yield f"{peer}/{name}{suffix}", call, "one", 1e-10
@@ -154,7 +158,9 @@ UNSTABLE = ("all:LRP0", "all:Epsilon", "all:WSquare", "all:Flat", "_nobias", "lr
 
 
 @pytest.mark.parametrize(("net", "key", "call", "seed", "tolerance"), _listed())
-def test_relevance_equals_the_peers_in_onnx_runtime(net: str, key: str, call: Call, seed: str, tolerance: float) -> None:
+def test_relevance_equals_the_peers_in_onnx_runtime(
+    net: str, key: str, call: Call, seed: str, tolerance: float
+) -> None:
     arrays = _arrays(f"{net}.f64.npz")
     path = _folder(f"{net}.onnx")
     assert path is not None

@@ -24,10 +24,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from onnx_explain import ExplainError, Explainer, InputError, MethodError, ModelError, TargetError, UnsupportedOperator, build_vjp
+from onnx_explain import (
+    Explainer,
+    ExplainError,
+)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "models"
-MEMORY = 8 << 30  # bytes of address space of a child; its libraries and thread stacks take two
+MEMORY = 5 << 30  # bytes of address space of a child; its libraries and thread stacks take two
 GROWTH = 512  # MB a single hostile file may make the process grow by
 SECONDS = 20  # a single file may take
 MUTANTS = 600
@@ -143,7 +146,10 @@ def outcomes(cases: Sequence[Case]) -> list[Outcome]:
         code = f"import sys; sys.path.insert(0, {here!r}); import test_robustness; test_robustness.serve()"
         # the child imports this file under its own name, so that both sides pickle the same classes
         child = subprocess.run(
-            [sys.executable, "-c", code], input=pickle.dumps(todo), capture_output=True, timeout=SECONDS * len(todo) + 60
+            [sys.executable, "-c", code],
+            input=pickle.dumps(todo),
+            capture_output=True,
+            timeout=SECONDS * len(todo) + 60,
         )
         before, stream = len(found), child.stdout
         for answer in _pickles(stream):
@@ -171,7 +177,9 @@ def complaint(message: str) -> str:
         "is empty": not message.strip(),
         "has several lines": "\n" in message.strip(),
         "shows a traceback": "Traceback" in message or 'File "' in message,
-        "shows Python's insides": bool(re.search(r"NoneType|object at 0x|<class |has no attribute|KeyError|IndexError|unhashable", message)),
+        "shows Python's insides": bool(
+            re.search(r"NoneType|object at 0x|<class |has no attribute|KeyError|IndexError|unhashable", message)
+        ),
         "is longer than 600 characters": len(message) > 600,
         "does not end like a sentence": not message.rstrip().endswith((".", "?", "…", ")")),
         "holds a status code of ONNX Runtime": "[ONNXRuntimeError]" in message,
@@ -284,7 +292,21 @@ def _type(proto: onnx.ModelProto, generator: np.random.Generator) -> None:
 def _operator(proto: onnx.ModelProto, generator: np.random.Generator) -> None:
     node = _pick(proto.graph.node, generator)
     if node is not None:
-        names = ("Relu", "Conv", "Gemm", "Add", "Loop", "If", "Reshape", "Nonsense", "", "LSTM", "MaxPool", "Shape", "Softmax")
+        names = (
+            "Relu",
+            "Conv",
+            "Gemm",
+            "Add",
+            "Loop",
+            "If",
+            "Reshape",
+            "Nonsense",
+            "",
+            "LSTM",
+            "MaxPool",
+            "Shape",
+            "Softmax",
+        )
         node.op_type = str(_pick(names, generator))
 
 
@@ -318,7 +340,6 @@ def _swap(proto: onnx.ModelProto, generator: np.random.Generator) -> None:
 def test_well_formed_but_wrong_models_never_let_another_error_out() -> None:
     cases = [Case(f"edit {s}", rewritten(s), method=METHODS_TRIED[s % 3]) for s in range(MUTANTS)]
     assert not (found := faults(cases)), found
-
 
 
 # ------------------------------------------------------------------------------------------- hostile and unsupported graphs
@@ -361,12 +382,22 @@ def cyclic() -> onnx.ModelProto:
 def nested(depth: int) -> onnx.ModelProto:
     """If inside If inside If."""
     value = helper.make_tensor_value_info
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], [f"y{depth}"])], "leaf", [], [value(f"y{depth}", 1, None)])
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], [f"y{depth}"])], "leaf", [], [value(f"y{depth}", 1, None)]
+    )
     for level in range(depth - 1, -1, -1):
-        node = helper.make_node("If", ["c"], [f"y{level}"], then_branch=graph, else_branch=graph if level > depth - 4 else _leaf(level))
+        node = helper.make_node(
+            "If", ["c"], [f"y{level}"], then_branch=graph, else_branch=graph if level > depth - 4 else _leaf(level)
+        )
         inputs = [] if level else [value("x", 1, ["N", 2, 6, 6])]
-        before = [] if level else [helper.make_node("ReduceMax", ["x"], ["t"], keepdims=0), helper.make_node("Cast", ["t"], ["c"], to=9)]
-        graph = helper.make_graph([*before, node], f"g{level}", inputs, [value(f"y{level}", 1, None if level else ["N", 2, 6, 6])])
+        before = (
+            []
+            if level
+            else [helper.make_node("ReduceMax", ["x"], ["t"], keepdims=0), helper.make_node("Cast", ["t"], ["c"], to=9)]
+        )
+        graph = helper.make_graph(
+            [*before, node], f"g{level}", inputs, [value(f"y{level}", 1, None if level else ["N", 2, 6, 6])]
+        )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
 
@@ -432,7 +463,9 @@ def exploding_functions() -> onnx.ModelProto:
             helper.make_node(f"F{level + 1}", ["t"], ["b"], domain="mine"),
         ]
         proto.functions.append(helper.make_function("mine", f"F{level}", ["a"], ["b"], call, [mine]))
-    proto.functions.append(helper.make_function("mine", "F40", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], [plain]))
+    proto.functions.append(
+        helper.make_function("mine", "F40", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], [plain])
+    )
     return proto
 
 
@@ -504,23 +537,115 @@ HOSTILE: dict[str, tuple[Callable[[], onnx.ModelProto | bytes], tuple[str, ...] 
     "an initialiser of a terabyte without data": (huge_initializer, ("w",)),
     "an initialiser of a terabyte with one number": (huge_typed_initializer, ("w",)),
     "an initialiser whose size overflows": (overflowing_initializer, ("w",)),
-    "ConstantOfShape of a terabyte": (lambda: ramp(PICTURE, "c = ConstantOfShape(s)\n m = ReduceSum<keepdims=0>(c)\n y = Add(x, m)", s=HUGE), ()),
-    "ConstantOfShape with a negative size": (lambda: ramp(PICTURE, "c = ConstantOfShape(s)\n y = Add(x, c)", s=shape(-1, 3)), ()),
-    "Expand to a terabyte": (lambda: ramp(PICTURE, "c = Expand(x, s)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)", s=shape(2**20, 2**18, 1, 1, 1, 1)), ()),
-    "Tile to a terabyte": (lambda: ramp(PICTURE, "c = Tile(w, s)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)", w=drawn(2, 2), s=shape(2**19, 2**19)), ()),
-    "Tile of the input to a terabyte": (lambda: ramp(PICTURE, "c = Tile(x, s)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)", s=shape(1, 2**10, 2**10, 2**10)), ()),
-    "Range of a trillion": (lambda: ramp(PICTURE, "c = Range(a, b, d)\n m = ReduceSum<keepdims=0>(c)\n y = Add(x, m)", a=np.float32(0), b=np.float32(1e12), d=np.float32(1)), ()),
-    "Range with step zero": (lambda: ramp(PICTURE, "c = Range(a, b, d)\n m = ReduceSum<keepdims=0>(c)\n y = Add(x, m)", a=np.float32(0), b=np.float32(9), d=np.float32(0)), ()),
-    "Range of NaN": (lambda: ramp(PICTURE, "c = Range(a, b, d)\n m = ReduceSum<keepdims=0>(c)\n y = Add(x, m)", a=np.float32("nan"), b=np.float32(9), d=np.float32(1)), ()),
-    "Pad by a gigapixel": (lambda: ramp(PICTURE, "c = Pad(x, p)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)", p=shape(0, 0, 2**20, 0, 0, 0, 0, 2**20)), ()),
-    "Resize to a terapixel": (lambda: ramp(PICTURE, "c = Resize(x, , f)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)", f=np.asarray([1, 1, 1e6, 1e6], np.float32)), ()),
-    "OneHot of a trillion classes": (lambda: ramp("int64[N] x", "y = OneHot(x, d, v)", "float[N,M] y", d=np.asarray(2**40), v=np.asarray([0, 1], np.float32)), ()),
-    "EyeLike, Trilu and CumSum of a terabyte": (lambda: ramp(PICTURE, "c = ConstantOfShape(s)\n e = EyeLike(c)\n t = Trilu(e)\n m = ReduceSum<keepdims=0>(t)\n y = Add(x, m)", s=HUGE), ()),
-    "MaxPool with a kernel of 2^40": (lambda: ramp(PICTURE, "y = MaxPool<kernel_shape=[1099511627776,1], auto_pad=\"SAME_UPPER\">(x)"), ()),
-    "AveragePool with a kernel of 2^31": (lambda: ramp(PICTURE, "y = AveragePool<kernel_shape=[2147483648,1], auto_pad=\"SAME_UPPER\">(x)"), ()),
+    "ConstantOfShape of a terabyte": (
+        lambda: ramp(PICTURE, "c = ConstantOfShape(s)\n m = ReduceSum<keepdims=0>(c)\n y = Add(x, m)", s=HUGE),
+        (),
+    ),
+    "ConstantOfShape with a negative size": (
+        lambda: ramp(PICTURE, "c = ConstantOfShape(s)\n y = Add(x, c)", s=shape(-1, 3)),
+        (),
+    ),
+    "Expand to a terabyte": (
+        lambda: ramp(
+            PICTURE,
+            "c = Expand(x, s)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)",
+            s=shape(2**20, 2**18, 1, 1, 1, 1),
+        ),
+        (),
+    ),
+    "Tile to a terabyte": (
+        lambda: ramp(
+            PICTURE,
+            "c = Tile(w, s)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)",
+            w=drawn(2, 2),
+            s=shape(2**19, 2**19),
+        ),
+        (),
+    ),
+    "Tile of the input to a terabyte": (
+        lambda: ramp(
+            PICTURE, "c = Tile(x, s)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)", s=shape(1, 2**10, 2**10, 2**10)
+        ),
+        (),
+    ),
+    "Range of a trillion": (
+        lambda: ramp(
+            PICTURE,
+            "c = Range(a, b, d)\n m = ReduceSum<keepdims=0>(c)\n y = Add(x, m)",
+            a=np.float32(0),
+            b=np.float32(1e12),
+            d=np.float32(1),
+        ),
+        (),
+    ),
+    "Range with step zero": (
+        lambda: ramp(
+            PICTURE,
+            "c = Range(a, b, d)\n m = ReduceSum<keepdims=0>(c)\n y = Add(x, m)",
+            a=np.float32(0),
+            b=np.float32(9),
+            d=np.float32(0),
+        ),
+        (),
+    ),
+    "Range of NaN": (
+        lambda: ramp(
+            PICTURE,
+            "c = Range(a, b, d)\n m = ReduceSum<keepdims=0>(c)\n y = Add(x, m)",
+            a=np.float32("nan"),
+            b=np.float32(9),
+            d=np.float32(1),
+        ),
+        (),
+    ),
+    "Pad by a gigapixel": (
+        lambda: ramp(
+            PICTURE,
+            "c = Pad(x, p)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)",
+            p=shape(0, 0, 2**20, 0, 0, 0, 0, 2**20),
+        ),
+        (),
+    ),
+    "Resize to a terapixel": (
+        lambda: ramp(
+            PICTURE,
+            "c = Resize(x, , f)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)",
+            f=np.asarray([1, 1, 1e6, 1e6], np.float32),
+        ),
+        (),
+    ),
+    "OneHot of a trillion classes": (
+        lambda: ramp(
+            "int64[N] x", "y = OneHot(x, d, v)", "float[N,M] y", d=np.asarray(2**40), v=np.asarray([0, 1], np.float32)
+        ),
+        (),
+    ),
+    "EyeLike, Trilu and CumSum of a terabyte": (
+        lambda: ramp(
+            PICTURE,
+            "c = ConstantOfShape(s)\n e = EyeLike(c)\n t = Trilu(e)\n m = ReduceSum<keepdims=0>(t)\n y = Add(x, m)",
+            s=HUGE,
+        ),
+        (),
+    ),
+    "MaxPool with a kernel of 2^40": (
+        lambda: ramp(PICTURE, 'y = MaxPool<kernel_shape=[1099511627776,1], auto_pad="SAME_UPPER">(x)'),
+        (),
+    ),
+    "AveragePool with a kernel of 2^31": (
+        lambda: ramp(PICTURE, 'y = AveragePool<kernel_shape=[2147483648,1], auto_pad="SAME_UPPER">(x)'),
+        (),
+    ),
     "AveragePool with a kernel of nothing": (lambda: ramp(PICTURE, "y = AveragePool<kernel_shape=[0,0]>(x)"), ()),
     "Conv with stride nought": (lambda: ramp(PICTURE, "y = Conv<strides=[0,0]>(x, w)", w=drawn(2, 2, 1, 1)), ()),
-    "Conv with pads of 2^40": (lambda: ramp(PICTURE, "c = Conv<pads=[1099511627776,0,0,0]>(x, w)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)", w=drawn(2, 2, 1, 1)), ()),
+    "Conv with pads of 2^40": (
+        lambda: ramp(
+            PICTURE,
+            "c = Conv<pads=[1099511627776,0,0,0]>(x, w)\n m = ReduceMax<keepdims=0>(c)\n y = Add(x, m)",
+            w=drawn(2, 2, 1, 1),
+        ),
+        (),
+    ),
     "Conv with a weight of another rank": (lambda: ramp(PICTURE, "y = Conv(x, w)", w=drawn(2, 2, 1)), ()),
     "Conv with groups that do not divide": (lambda: ramp(PICTURE, "y = Conv<group=3>(x, w)", w=drawn(2, 2, 1, 1)), ()),
     "Reshape to impossible sizes": (lambda: ramp(PICTURE, "y = Reshape(x, s)", s=shape(0, 5, -1, 7)), ()),
@@ -554,14 +679,29 @@ HOSTILE: dict[str, tuple[Callable[[], onnx.ModelProto | bytes], tuple[str, ...] 
     "two nodes that compute one tensor": (lambda: ramp(PICTURE, "y = Relu(x)\n y = Abs(x)"), ("y",)),
     "a node without outputs": (lambda: ramp(PICTURE, "y = Relu(x)\n = Abs(x)") if False else _outputless(), None),
     "the same output twice": (lambda: ramp(PICTURE, "y = Relu(x)", "float[N,2,6,6] y, float[N,2,6,6] y"), None),
-    "an output that does not depend on the input": (lambda: ramp(PICTURE, "a = Relu(x)\n y = Relu(w)", "float[3] y", w=drawn(3)), ("y", "x")),
+    "an output that does not depend on the input": (
+        lambda: ramp(PICTURE, "a = Relu(x)\n y = Relu(w)", "float[3] y", w=drawn(3)),
+        ("y", "x"),
+    ),
     "a name that is not text": (bytes_as_a_name, ()),
     "a declared output shape that is wrong": (lambda: ramp(PICTURE, "y = Relu(x)", "float[N,9,9] y"), ()),
     "a declared output type that is wrong": (lambda: ramp(PICTURE, "y = Relu(x)", "int64[N,2,6,6] y"), ()),
-    "attributes of another kind": (lambda: ramp(PICTURE, "y = MaxPool<kernel_shape=\"two\">(x)"), ()),
+    "attributes of another kind": (lambda: ramp(PICTURE, 'y = MaxPool<kernel_shape="two">(x)'), ()),
     "a missing attribute": (lambda: ramp(PICTURE, "y = MaxPool(x)"), ()),
-    "an LSTM on the way": (lambda: ramp("float[S,N,3] x", "y, h, c = LSTM<hidden_size=2>(x, w, r)", "float[S,1,N,2] y", w=drawn(1, 8, 3), r=drawn(1, 8, 2)), ("LSTM",)),
-    "NonZero on the way": (lambda: ramp(PICTURE, "i = NonZero(x)\n c = Cast<to=1>(i)\n y = ReduceSum<keepdims=0>(c)", "float y"), None),
+    "an LSTM on the way": (
+        lambda: ramp(
+            "float[S,N,3] x",
+            "y, h, c = LSTM<hidden_size=2>(x, w, r)",
+            "float[S,1,N,2] y",
+            w=drawn(1, 8, 3),
+            r=drawn(1, 8, 2),
+        ),
+        ("LSTM",),
+    ),
+    "NonZero on the way": (
+        lambda: ramp(PICTURE, "i = NonZero(x)\n c = Cast<to=1>(i)\n y = ReduceSum<keepdims=0>(c)", "float y"),
+        None,
+    ),
 }
 
 

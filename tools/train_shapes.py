@@ -6,7 +6,7 @@ them to export, so that file and training cannot drift apart and no exporter's v
 machine give the same bytes.
 """
 
-# ruff: noqa: TID251  (a tool may use torch)
+
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnx_explain.ir.emit import Emitter, set_dtype
+from onnx_explain.ir.emit import PREFIX, Emitter, set_dtype
 from onnx_explain.ir.view import Operation, Value, plain
 
 DOMAIN = "ai.onnx_explain"
@@ -108,8 +108,20 @@ def expand(model: ir.Model) -> ir.Model:
             old.replace_all_uses_with(new, replace_graph_outputs=True)
         graph.remove(node, safe=True)
     graph.sort()
+    _drop_unread(graph)
     model.opset_imports.pop(DOMAIN, None)
     return model
+
+
+def _drop_unread(graph: ir.Graph) -> None:
+    """Remove what was inserted and is read by nothing; the forward half stays as it is."""
+    for node in reversed(list(graph)):
+        ours = (node.name or "").startswith(f"{PREFIX}/")
+        if ours and not any(v.uses() or v.is_graph_output() for v in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if name.startswith(f"{PREFIX}/") and not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
 
 
 def as_functions(model: ir.Model) -> ir.Model:
@@ -126,6 +138,7 @@ def as_functions(model: ir.Model) -> ir.Model:
         node.op_type = made[key]
         for name in list(node.attributes):
             del node.attributes[name]
+    _drop_unread(model.graph)
     model.opset_imports[DOMAIN] = 1
     return model
 

@@ -13,25 +13,25 @@ from onnx_explain.operators.roles import Linear, Pointwise, Product, Role, Selec
 
 @room("Add", "Sum", sign="inherits")
 def add(node: Operation) -> Sum:
-    """Y = Σ x_k."""
+    """y = Σ x_k."""
     return Sum(tuple(1.0 for _ in node.inputs))
 
 
 @room("Sub")
 def sub(node: Operation) -> Sum:
-    """Y = a - b."""
+    """y = a - b."""
     return Sum((1.0, -1.0))
 
 
 @room("Mean", sign="inherits")
 def mean(node: Operation) -> Sum:
-    """Y = Σ x_k / n."""
+    """y = Σ x_k / n."""
     return Sum(tuple(1.0 / len(node.inputs) for _ in node.inputs))
 
 
 @room("Mul", sign="inherits")
 def mul(node: Operation) -> Role:
-    """Y = a·b: a scaling where one operand is constant, a product of two active ones otherwise."""
+    """y = a·b: a scaling where one operand is constant, a product of two active ones otherwise."""
     if {0, 1} <= node.active:
         return Product(
             lambda op, r, k: reduce_like(op, _as(op, op.Mul(r, node.input(1 - k)), node.y), node.input(k)), (0, 1)
@@ -42,7 +42,7 @@ def mul(node: Operation) -> Role:
 
 @room("Div", sign="inherits")
 def div(node: Operation) -> Role:
-    """Y = a/b: a scaling by a constant divisor, a pointwise reciprocal under a constant numerator, else a product."""
+    """y = a/b: a scaling by a constant divisor, a pointwise reciprocal under a constant numerator, else a product."""
     a, b = node.input(0), node.input(1)
     if node.active == {0}:
         return _scaling(node, 0, lambda op, s: op.Div(s, b))
@@ -72,7 +72,7 @@ def _as(op: Emitter, value: Value, like: Value) -> Value:
 
 @room("Pow")
 def power(node: Operation) -> Role:
-    """Y = x^p: pointwise in x under a constant exponent, in p under a constant base."""
+    """y = x^p: pointwise in x under a constant exponent, in p under a constant base."""
     x, p = node.input(0), node.input(1)
 
     def by_base(op: Emitter) -> Value:
@@ -171,7 +171,7 @@ def reduce_max(node: Operation) -> Selection:
 
 @room("ReduceL2", sign="nonnegative")
 def reduce_l2(node: Operation) -> Role:
-    """Y = √Σx²: as a pointwise map of each x it has the derivative x/y."""
+    """y = √Σx²: as a pointwise map of each x it has the derivative x/y."""
     axes = reduced_axes(node)
     keep = bool(node.integer("keepdims", 1))
 

@@ -12,7 +12,7 @@ from onnx_explain.operators.roles import Linear, Product, Role, reduce_like, roo
 
 @room("Gemm")
 def gemm(node: Operation) -> Role:
-    """Y = alpha·A'B' + beta·C."""
+    """y = alpha·A'B' + beta·C."""
     if 2 in node.active:
         raise UnsupportedOperator(
             f"{node.where}: its operand C is computed from an explained input; export it as MatMul and Add."
@@ -53,7 +53,7 @@ def gemm(node: Operation) -> Role:
 
 @room("MatMul")
 def matmul(node: Operation) -> Role:
-    """Y = A @ B with NumPy's broadcasting; vectors stand for a row on the left and a column on the right."""
+    """y = A @ B with NumPy's broadcasting; vectors stand for a row on the left and a column on the right."""
     batch = list(node.y.shape or ())[: rank(node.y) - sum(rank(node.input(i)) > 1 for i in (0, 1))]
 
     def adjoint(op: Emitter, s: Value, other: Value, position: int, like: Value) -> Value:

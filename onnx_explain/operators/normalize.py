@@ -12,7 +12,7 @@ from onnx_explain.operators.roles import Linear, Normalization, per_channel, roo
 
 @room("BatchNormalization")
 def batch_normalization(node: Operation) -> Linear:
-    """Y = c·x + t per channel, c = scale/√(var + ε), t = B - mean·c."""
+    """y = c·x + t per channel, c = scale/√(var + ε), t = B - mean·c."""
     if node.integer("training_mode", 0):
         raise ModelError(f"{node.where}: is in training mode; export the model in inference mode (`model.eval()`).")
 
@@ -121,7 +121,7 @@ def mean_variance_normalization(node: Operation) -> Normalization:
 
 @room("LRN", sign="inherits")
 def local_response_normalization(node: Operation) -> Normalization:
-    """Y = x·D^{-beta}, D = bias + alpha/size·Σ x² over neighbouring channels."""
+    """y = x·D^{-beta}, D = bias + alpha/size·Σ x² over neighbouring channels."""
     size, alpha = node.integer("size", 1), node.number("alpha", 1e-4)
     beta, offset = node.number("beta", 0.75), node.number("bias", 1.0)
     channels = dims(node.x)[1] or 1
@@ -150,7 +150,7 @@ def local_response_normalization(node: Operation) -> Normalization:
 
 @room("Softmax", sign="nonnegative", head=True)
 def softmax(node: Operation) -> Normalization:
-    """Y = eˣ/Σeˣ along `axis`."""
+    """y = eˣ/Σeˣ along `axis`."""
     axis = node.integer("axis", -1)
 
     def vjp(op: Emitter, r: Value) -> Value:
@@ -162,7 +162,7 @@ def softmax(node: Operation) -> Normalization:
 
 @room("LogSoftmax", head=True)
 def log_softmax(node: Operation) -> Normalization:
-    """Y = x - log Σeˣ along `axis`."""
+    """y = x - log Σeˣ along `axis`."""
     axis = node.integer("axis", -1)
 
     def vjp(op: Emitter, r: Value) -> Value:

@@ -32,33 +32,33 @@ def _simple(
 
 @room("Relu", sign="nonnegative")
 def relu(node: Operation) -> Pointwise:
-    """Y = max(x, 0), derivative 0 at 0; taken from y, so that the runtime may fuse the Relu with what comes before."""
+    """y = max(x, 0), derivative 0 at 0; taken from y, so that the runtime may fuse the Relu with what comes before."""
     return Pointwise(lambda op: _mask(op, op.Greater(node.y, 0.0), node.y), rectifier=True, guided=True)
 
 
 @room("LeakyRelu")
 def leaky_relu(node: Operation) -> Pointwise:
-    """Y = x for x > 0, alpha·x below."""
+    """y = x for x > 0, alpha·x below."""
     alpha = node.number("alpha", 0.01)
     return Pointwise(lambda op: _choose(op, op.Greater(node.x, 0.0), 1.0, alpha, node.y))
 
 
 @room("PRelu")
 def prelu(node: Operation) -> Pointwise:
-    """Y = x for x > 0, slope·x below, one slope per channel."""
+    """y = x for x > 0, slope·x below, one slope per channel."""
     return Pointwise(lambda op: _choose(op, op.Greater(node.x, 0.0), 1.0, node.input(1), node.y))
 
 
 @room("ThresholdedRelu", sign="nonnegative")
 def thresholded_relu(node: Operation) -> Pointwise:
-    """Y = x for x > alpha, 0 below."""
+    """y = x for x > alpha, 0 below."""
     alpha = node.number("alpha", 1.0)
     return Pointwise(lambda op: _mask(op, op.Greater(node.x, alpha), node.y))
 
 
 @room("Clip", sign="floored")
 def clip(node: Operation) -> Pointwise:
-    """Y = min(max(x, low), high): derivative 1 strictly between the bounds."""
+    """y = min(max(x, low), high): derivative 1 strictly between the bounds."""
 
     def derivative(op: Emitter) -> Value:
         bounds = [
@@ -76,14 +76,14 @@ def clip(node: Operation) -> Pointwise:
 
 @room("Elu")
 def elu(node: Operation) -> Pointwise:
-    """Y = x for x > 0, alpha·(eˣ - 1) below."""
+    """y = x for x > 0, alpha·(eˣ - 1) below."""
     alpha = node.number("alpha", 1.0)
     return Pointwise(lambda op: _choose(op, op.Greater(node.x, 0.0), 1.0, op.Add(node.y, alpha), node.y))
 
 
 @room("Selu")
 def selu(node: Operation) -> Pointwise:
-    """Y = gamma·x for x > 0, gamma·alpha·(eˣ - 1) below."""
+    """y = gamma·x for x > 0, gamma·alpha·(eˣ - 1) below."""
     alpha = node.number("alpha", 1.67326319217681884765625)
     gamma = node.number("gamma", 1.05070102214813232421875)
     return Pointwise(lambda op: _choose(op, op.Greater(node.x, 0.0), gamma, op.Add(node.y, gamma * alpha), node.y))
@@ -91,21 +91,21 @@ def selu(node: Operation) -> Pointwise:
 
 @room("Celu")
 def celu(node: Operation) -> Pointwise:
-    """Y = x for x > 0, alpha·(e^{x/alpha} - 1) below."""
+    """y = x for x > 0, alpha·(e^{x/alpha} - 1) below."""
     alpha = node.number("alpha", 1.0)
     return Pointwise(lambda op: _choose(op, op.Greater(node.x, 0.0), 1.0, op.Add(op.Div(node.y, alpha), 1.0), node.y))
 
 
 @room("HardSigmoid", sign="nonnegative")
 def hard_sigmoid(node: Operation) -> Pointwise:
-    """Y = min(max(alpha·x + beta, 0), 1)."""
+    """y = min(max(alpha·x + beta, 0), 1)."""
     alpha = node.number("alpha", 0.2)
     return Pointwise(lambda op: _choose(op, op.And(op.Greater(node.y, 0.0), op.Less(node.y, 1.0)), alpha, 0.0, node.y))
 
 
 @room("HardSwish")
 def hard_swish(node: Operation) -> Pointwise:
-    """Y = x·min(max(x/6 + 1/2, 0), 1)."""
+    """y = x·min(max(x/6 + 1/2, 0), 1)."""
 
     def derivative(op: Emitter) -> Value:
         slope = op.Add(op.Div(node.x, 3.0), 0.5)
@@ -117,7 +117,7 @@ def hard_swish(node: Operation) -> Pointwise:
 
 @room("Gelu")
 def gelu(node: Operation) -> Pointwise:
-    """Y = x·Φ(x), exactly or by its tanh approximation."""
+    """y = x·Φ(x), exactly or by its tanh approximation."""
     x = node.x
 
     def exact(op: Emitter) -> Value:
@@ -138,7 +138,7 @@ def gelu(node: Operation) -> Pointwise:
 
 @room("Mish")
 def mish(node: Operation) -> Pointwise:
-    """Y = x·tanh(softplus(x))."""
+    """y = x·tanh(softplus(x))."""
 
     def derivative(op: Emitter) -> Value:
         t = op.Tanh(op.Softplus(node.x))
@@ -149,7 +149,7 @@ def mish(node: Operation) -> Pointwise:
 
 @room("Swish")
 def swish(node: Operation) -> Pointwise:
-    """Y = x·sigmoid(alpha·x)."""
+    """y = x·sigmoid(alpha·x)."""
     alpha = node.number("alpha", 1.0)
 
     def derivative(op: Emitter) -> Value:
@@ -193,6 +193,6 @@ _simple("Atanh", lambda op, n: op.Reciprocal(_one_minus(op, op.Mul(n.x, n.x))))
 
 @room("Shrink")
 def shrink(node: Operation) -> Pointwise:
-    """Y = 0 for |x| <= lambd, x moved towards 0 by bias outside."""
+    """y = 0 for |x| <= lambd, x moved towards 0 by bias outside."""
     lambd = node.number("lambd", 0.5)
     return Pointwise(lambda op: _mask(op, op.Greater(op.Abs(node.x), lambd), node.y))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -99,7 +100,9 @@ def axis_matrix(node: Operation, axis: int) -> Matrix:
     """The interpolation along one axis, [output size, input size]."""
     size, out = int(dims(node.x)[axis] or 0), int(dims(node.y)[axis] or 0)
     scale = _scale(node, axis)
-    places = np.array([_coordinate(node, k, scale, size, out) for k in range(out)])
+    # ONNX Runtime places in float32, which decides between two pixels where one lies just between them
+    exact = np.float32 if node.text("mode", "nearest") == "nearest" else np.float64
+    places = _places(node, scale, size, out, exact).astype(np.float64)
     mode = node.text("mode", "nearest")
     if mode == "nearest":
         return _nearest(node, places, size)
@@ -108,20 +111,22 @@ def axis_matrix(node: Operation, axis: int) -> Matrix:
     return _cubic(node, places, size)
 
 
-def _coordinate(node: Operation, k: int, scale: float, size: int, out: int) -> float:
+def _places(
+    node: Operation, scale: float, size: int, out: int, dtype: type[np.floating[Any]]
+) -> npt.NDArray[np.floating[Any]]:
+    """Where each output entry lies between the inputs, [out], computed in `dtype`."""
     mode = node.text("coordinate_transformation_mode", "half_pixel")
-    length = out  # ONNX Runtime takes the rounded length, and the specification says so for its output
+    k, by = np.arange(out, dtype=dtype), dtype(scale)
     if mode == "align_corners":
-        return 0.0 if length == 1 else k * (size - 1) / (length - 1)
+        return np.asarray(k * (size - 1) / max(out - 1, 1))
     if mode == "asymmetric":
-        return k / scale
-    if mode == "pytorch_half_pixel":
-        return (k + 0.5) / scale - 0.5 if length > 1 else 0.0
+        return np.asarray(k / by)
+    if mode == "pytorch_half_pixel" and out == 1:
+        return k
+    half = np.asarray((k + dtype(0.5)) / by - dtype(0.5))
     if mode == "half_pixel_symmetric":
-        adjustment = out / (scale * size)
-        center = size / 2
-        return center * (1 - adjustment) + (k + 0.5) / scale - 0.5
-    return (k + 0.5) / scale - 0.5
+        return np.asarray(half + dtype(size / 2) * (1 - dtype(out) / (by * dtype(size))))
+    return half
 
 
 def _nearest(node: Operation, places: npt.NDArray[np.float64], size: int) -> Matrix:

@@ -100,7 +100,7 @@ def undo(op: Emitter, step: Step) -> Shares:
     if not isinstance(role, Rearrangement):
         raise wrong_role(step, "does not rearrange")
     shares = role.undo(op, step.rs)
-    return Shares(shares, sparse=frozenset(shares if step.sparse and step.node.op_type != "Pad" else ()))
+    return Shares(shares, sparse=frozenset(shares if step.sparse else ()))
 
 
 def gate(guide: Guide, operators: frozenset[str] = frozenset()) -> Rule:
