@@ -605,10 +605,8 @@ def read_labels(path: str | Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: the label file cannot be read as UTF-8 text: {_reason(error)}.") from error
-    if path.suffix.lower() == ".json":
-        labels = _json_labels(path, text)
-    else:
-        labels = [line.strip() for line in text.rstrip().splitlines()]
+    lines = [line.strip() for line in text.rstrip().splitlines()]
+    labels = _json_labels(path, text) if path.suffix.lower() == ".json" else lines
     if not labels or "\0" in text:
         raise InputError(f"{path}: the label file holds no labels: write one per line, or JSON {{index: name}}.")
     return [label or str(i) for i, label in enumerate(labels)]

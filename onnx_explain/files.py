@@ -19,11 +19,11 @@ def target_path(path: str | os.PathLike[str]) -> Path:
         if "\0" in str(target):
             raise ValueError("it holds a null character")
         if target.is_dir():
-            raise OutputError(f"{target} is a folder; name the file to write.")
+            raise OutputError(f"{str(target)!r} cannot be written: it is a folder; name a file.")
         if target.exists() and not target.is_file():
-            raise OutputError(f"{target} is not a regular file; name another one.")
+            raise OutputError(f"{str(target)!r} cannot be written: it is not a regular file; name another one.")
         if not target.parent.is_dir():
-            raise OutputError(f"{target}: the folder {target.parent} does not exist; make it first.")
+            raise OutputError(f"{str(target)!r} cannot be written: its folder does not exist; make it first.")
     except (TypeError, ValueError, OSError) as error:
         raise OutputError(f"{str(path)[:200]!r} cannot be written: it is not a usable path ({error}).") from error
     return target
@@ -46,5 +46,5 @@ def draft(path: str | os.PathLike[str]) -> Iterator[Path]:
             whole.replace(target)
     except OSError as error:
         raise OutputError(
-            f"{target} cannot be written: {error.strerror or error}; check permissions and free space."
+            f"{str(target)!r} cannot be written: {error.strerror or error}; check permissions and free space."
         ) from error

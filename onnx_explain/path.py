@@ -6,7 +6,7 @@ channels. Nothing is written here, and no number is looked at but the sign of co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -81,12 +81,20 @@ def activity(model: ir.Model, wrt: Iterable[str]) -> tuple[Active, set[int]]:
     version = model.graph.opset_imports.get("", 0)
     for node in model.graph:
         positions = frozenset(i for i, v in enumerate(node.inputs) if v is not None and id(v) in live)
-        if not positions:
+        if not positions and not any(id(v) in live for v in _captured(node)):
             continue
         active[id(node)] = positions
         if not _stops(Operation.of(node, positions, version)):
             live.update(id(v) for v in node.outputs)
     return active, live
+
+
+def _captured(node: ir.Node) -> Iterator[Value]:
+    """What the sub-graphs of an If or Loop read; values from outside are not operands of the node."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph().all_nodes():
+                yield from (v for v in inner.inputs if v is not None)
 
 
 def _stops(operation: Operation) -> bool:

@@ -24,7 +24,9 @@ from onnx_explain.rules import lrp
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "golden" / "classic"
 TIGHT = 2e-5
-DIVIDING = dict.fromkeys(("lrp-zero", "lrp-epsilon", "lrp-gamma", "lrp-alpha2-beta1", "lrp-epsilon-gamma-box", "rap"), 0.001)
+DIVIDING = dict.fromkeys(
+    ("lrp-zero", "lrp-epsilon", "lrp-gamma", "lrp-alpha2-beta1", "lrp-epsilon-gamma-box", "rap"), 0.001
+)
 EXACT = 1e-9
 EXACT_METHODS = (
     "lrp-epsilon",

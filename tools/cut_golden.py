@@ -15,12 +15,37 @@ from pathlib import Path
 import numpy as np
 
 CLASSIC = {
-    "vggish": ["captum/saliency", "captum/guided_backprop", "captum/deconvolution", "zennit/EpsilonPlus", "zennit/EpsilonPlusFlat", "zennit/EpsilonAlpha2Beta1Flat", "zennit/EpsilonGammaBox", "zennit/ExcitationBackprop"],
-    "bnnet": ["captum/input_x_gradient", "zennit1.0.0/EpsilonPlus@mergebn", "zennit1.0.0/all:Gamma0.25@mergebn", "zennit/EpsilonAlpha2Beta1@nocanon", "zennit1.0.0/first:WSquare+ZPlus@mergebn"],
+    "vggish": [
+        "captum/saliency",
+        "captum/guided_backprop",
+        "captum/deconvolution",
+        "zennit/EpsilonPlus",
+        "zennit/EpsilonPlusFlat",
+        "zennit/EpsilonAlpha2Beta1Flat",
+        "zennit/EpsilonGammaBox",
+        "zennit/ExcitationBackprop",
+    ],
+    "bnnet": [
+        "captum/input_x_gradient",
+        "zennit1.0.0/EpsilonPlus@mergebn",
+        "zennit1.0.0/all:Gamma0.25@mergebn",
+        "zennit/EpsilonAlpha2Beta1@nocanon",
+        "zennit1.0.0/first:WSquare+ZPlus@mergebn",
+    ],
 }
 BOX = ["zbox_low", "zbox_high", "zbox_low_vec", "zbox_high_vec"]
 RUNS = {"vgg_small": ("img0", "img1"), "resnet_small": ("img0", "img1")}
-LAYERS = ["rap/conv3x3/x_pos", "rap/conv3x3/x_signed", "rap/first_conv_k3", "rap/maxpool3s2p1/x_pos", "rap/avgpool3s2p1/x_signed", "rap/add/x_signed", "rap/batchnorm", "rap/linear/x_pos", "rap/linear_first_prop/x_signed"]
+LAYERS = [
+    "rap/conv3x3/x_pos",
+    "rap/conv3x3/x_signed",
+    "rap/first_conv_k3",
+    "rap/maxpool3s2p1/x_pos",
+    "rap/avgpool3s2p1/x_signed",
+    "rap/add/x_signed",
+    "rap/batchnorm",
+    "rap/linear/x_pos",
+    "rap/linear_first_prop/x_signed",
+]
 
 
 def cut_classic(source: Path, out: Path) -> None:

@@ -6,8 +6,6 @@ them to export, so that file and training cannot drift apart and no exporter's v
 machine give the same bytes.
 """
 
-
-
 from __future__ import annotations
 
 import argparse

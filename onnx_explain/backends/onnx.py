@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -63,9 +64,17 @@ class Session:
 
 
 def _told(error: Exception) -> str:
-    """What ONNX Runtime said, without its status prefix and source position."""
-    text = first_line(error, 400)
-    return text.split(" : ", 2)[-1].rstrip(".")
+    """What ONNX Runtime said, without its status codes, source positions and signatures."""
+    text = " ".join(str(error).split())
+    if "allocate memory" in text or "bad allocation" in text or "bad_alloc" in text:
+        return "it asks for more memory than there is"
+    text = re.sub(r"\S*onnxruntime_src\S*\s+[^()]*\([^()]*\)\s*(const)?\s*", "", text)
+    text = re.sub(
+        r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |Non-zero status code returned while running |Status Message: ",
+        "",
+        text,
+    )
+    return first_line(Exception(text), 300).rstrip(".")
 
 
 def lower(model: ir.Model) -> ir.Model:

@@ -6,6 +6,7 @@ Ordered passes with postconditions. Nothing here changes what the model computes
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from onnx_explain.ir.emit import set_dtype
 from onnx_explain.ir.model import first_line
 
 OPSET = 18  # the lowest opset with axes as inputs, Split's num_outputs and ScatterElements' additions
+GIANT = 16 << 30  # bytes of one tensor for one sample
 FOLDED = 4096  # elements; larger constants stay expressions: a weight made by ConstantOfShape must not fill the file
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 BATCH = "N"
@@ -43,7 +45,21 @@ def canonicalize(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     _clear_stale_shapes(model)
     _bind(model, shapes or {})
     _infer(model)
+    _refuse_giants(model)
     return model
+
+
+def _refuse_giants(model: ir.Model) -> None:
+    """A few bytes of a file can ask for any shape: a tensor that no machine holds is refused before anything runs."""
+    for node in model.graph:
+        for value in node.outputs:
+            sizes = [d for d in value.shape or () if isinstance(d, int)]
+            width = value.dtype.itemsize if value.dtype is not None else 1
+            if math.prod(sizes) * width > GIANT:
+                raise ModelError(
+                    f"node {node.name!r} ({node.op_type}): its result {value.name!r} would have the shape {sizes}, more than "
+                    f"{GIANT >> 30} GB for one sample; the model may be damaged."
+                )
 
 
 def _lift(model: ir.Model) -> None:

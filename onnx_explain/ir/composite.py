@@ -96,21 +96,25 @@ def expand(model: ir.Model) -> ir.Model:
     for node in [n for n in graph if n.domain == DOMAIN]:
         composite = read(node)
         with op.serving(_served(node), **_metadata(node)):
-            results = EXPANSIONS[composite.kind](op, composite)
-        for old, new in zip(node.outputs, results):
-            if new.dtype is None:
-                set_dtype(new, old.dtype)
-            if new.shape is None:
-                new.shape = old.shape
-            if old.is_graph_output():
-                new = op.copy(new)
-                old.name, new.name = f"{old.name}/composite", old.name
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            for old, new in zip(node.outputs, EXPANSIONS[composite.kind](op, composite)):
+                _stand_in(op, old, new)
         graph.remove(node, safe=True)
     graph.sort()
     _drop_unread(graph)
     model.opset_imports.pop(DOMAIN, None)
     return model
+
+
+def _stand_in(op: Emitter, old: Value, new: Value) -> None:
+    """Everything that reads `old` reads `new`; a graph output keeps its name."""
+    if new.dtype is None:
+        set_dtype(new, old.dtype)
+    if new.shape is None:
+        new.shape = old.shape
+    if old.is_graph_output():
+        new = op.copy(new)
+        old.name, new.name = f"{old.name}/composite", old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 def _drop_unread(graph: ir.Graph) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from google.protobuf.message import DecodeError
 from onnx_explain.errors import ModelError
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
+MOST_NODES = 10_000_000
 LIMIT = 2**31 - 1  # bytes of one protobuf message
 
 
@@ -44,7 +46,7 @@ def load(source: Source) -> Loaded:
         data = bytes(source)
         return Loaded(_graph(_parse(data, "the given bytes"), None), None, hashlib.sha256(data).hexdigest())
     if not isinstance(source, (str, os.PathLike)):
-        raise ModelError(f"A model is a path, bytes or an onnx.ModelProto, not {type(source).__name__}.")
+        raise ModelError("A model is given as a path, as bytes or as an onnx.ModelProto; nothing else can be read.")
     path = Path(source)
     data = _read(path)
     proto = _parse(data, f"{path}")
@@ -85,6 +87,7 @@ def _graph(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
         )
     _check_external(proto, path, where)
     _check_tensors(proto.graph, where)
+    _check_functions(proto, where)
     _check_structure(proto, path, where)
     try:
         model = ir.from_proto(proto)
@@ -95,6 +98,28 @@ def _graph(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
     except Exception as error:  # onnx_ir raises many kinds for malformed graphs: all are the file's fault
         raise ModelError(f"{where}: the graph is malformed ({first_line(error)}); export it again.") from error
     return model
+
+
+def _check_functions(proto: onnx.ModelProto, where: str) -> None:
+    """Functions that call functions can stand for more nodes than any machine holds; counted before they are inlined."""
+    bodies = {(f.domain, f.name): f.node for f in proto.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(key: tuple[str, str], above: tuple[tuple[str, str], ...]) -> int:
+        if key in above:
+            raise ModelError(
+                f"{where}: function {key[1]!r} calls itself; ONNX does not allow that, export the model again."
+            )
+        if key not in sizes:
+            called = [(n.domain, n.op_type) for n in bodies[key]]
+            sizes[key] = sum(size(c, (*above, key)) if c in bodies else 1 for c in called)
+        return sizes[key]
+
+    total = sum(size(c, ()) if (c := (n.domain, n.op_type)) in bodies else 1 for n in proto.graph.node)
+    if total > MOST_NODES:
+        raise ModelError(
+            f"{where}: its functions stand for {total} nodes, more than {MOST_NODES}; the file may be damaged."
+        )
 
 
 def _check_structure(proto: onnx.ModelProto, path: Path | None, where: str) -> None:
@@ -139,20 +164,35 @@ def _check_external(proto: onnx.ModelProto, path: Path | None, where: str) -> No
             )
         entries = {e.key: e.value for e in tensor.external_data}
         location = entries.get("location", "")
-        folder = path.parent.resolve()
-        target = (folder / location).resolve()
-        if not location or Path(location).is_absolute() or folder not in target.parents:
+        target = _inside(path.parent, location)
+        if target is None:
             raise ModelError(
-                f"{where}: tensor {tensor.name!r} points to external data {location!r} outside the model's own folder; "
+                f"{where}: tensor {tensor.name!r} points to external data {location[:80]!r} outside the model's own folder; "
                 "refused. Put the data file beside the model and export again."
             )
         if not target.is_file():
             raise ModelError(f"{where}: its external data file {location!r} is missing; put it beside the model.")
-        needed = _int(entries.get("offset"), 0) + _int(entries.get("length"), 0)
-        if _int(entries.get("offset"), 0) < 0 or needed > target.stat().st_size:
+        offset, needed = _int(entries.get("offset"), 0), _bytes_of(tensor)
+        length = _int(entries.get("length"), needed)
+        if offset < 0 or length < needed or offset + length > target.stat().st_size:
             raise ModelError(
                 f"{where}: external data file {location!r} is too short for tensor {tensor.name!r}; copy it again."
             )
+
+
+def _inside(folder: Path, location: str) -> Path | None:
+    """The file `location` names, or None where that is not a file name within `folder`."""
+    try:
+        root = folder.resolve()
+        target = (root / location).resolve()
+        target.exists()
+    except (OSError, ValueError):
+        return None
+    return target if location and not Path(location).is_absolute() and root in target.parents else None
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> int:
+    return (math.prod(tensor.dims) * _WIDTH.get(tensor.data_type, 0) + 7) // 8
 
 
 def _int(text: str | None, default: int) -> int:

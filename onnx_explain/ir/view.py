@@ -18,6 +18,7 @@ from onnx_explain.errors import ModelError
 Value = ir.Value
 Attribute = Any  # int, float, str, bytes, tuples of them, or a tensor
 
+WIDEST = 1 << 20  # entries of a window along one axis
 MAX_CONSTANT = 1 << 24  # elements; above, a constant operand is an expression, never a number read while building
 
 
@@ -210,6 +211,10 @@ class Window:
             )
         if any((k - 1) * d >= i + b + e + s for k, d, i, b, e, s in zip(kernel, dilations, size, begin, end, strides)):
             raise ModelError(f"{node.where}: its window {list(kernel)} is larger than its input {size}.")
+        if max(kernel) > WIDEST:
+            raise ModelError(
+                f"{node.where}: its window {list(kernel)} is wider than {WIDEST}; the model may be damaged."
+            )
         return Window(
             tuple(int(k) for k in kernel),
             tuple(strides),

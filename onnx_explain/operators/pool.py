@@ -8,10 +8,13 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from onnx_explain.errors import UnsupportedOperator
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, Window, dims, rank, spatial
 from onnx_explain.operators.conv import window_adjoint
 from onnx_explain.operators.roles import Linear, Selection, room
+
+MOST_TAPS = 4096  # one comparison is emitted per entry of a window's axis
 
 
 def _pool_window(node: Operation) -> Window:
@@ -99,6 +102,10 @@ def global_average_pool(node: Operation) -> Linear:
 def max_pool(node: Operation) -> Selection:
     """Winner takes all: each window's entry goes to its first maximum; overlapping windows add."""
     window = _pool_window(node)
+    if max(window.kernel) > MOST_TAPS:
+        raise UnsupportedOperator(
+            f"{node.where}: a window of {list(window.kernel)} has more than {MOST_TAPS} entries along an axis."
+        )
 
     def route(op: Emitter, r: Value) -> dict[int, Value]:
         return {0: op.typed(route_windows(op, r, node.x, node.y, window), node.x)}

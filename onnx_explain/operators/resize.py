@@ -148,7 +148,7 @@ def _nearest(node: Operation, places: npt.NDArray[np.float64], size: int) -> Mat
 def _linear(places: npt.NDArray[np.float64], size: int) -> Matrix:
     matrix = np.zeros((len(places), size))
     for k, place in enumerate(np.clip(places, 0, size - 1)):
-        low = min(int(math.floor(place)), size - 1)
+        low = min(math.floor(place), size - 1)
         high = min(low + 1, size - 1)
         matrix[k, low] += 1.0 - (place - low)
         matrix[k, high] += place - low
