@@ -54,7 +54,7 @@ def _refuse_giants(model: ir.Model) -> None:
     for node in model.graph:
         for value in node.outputs:
             sizes = [d for d in value.shape or () if isinstance(d, int)]
-            width = value.dtype.itemsize if value.dtype is not None else 1
+            width = value.dtype.itemsize if value.dtype not in (None, ir.DataType.STRING, ir.DataType.UNDEFINED) else 1
             if math.prod(sizes) * width > GIANT:
                 raise ModelError(
                     f"node {node.name!r} ({node.op_type}): its result {value.name!r} would have the shape {sizes}, more than "
