@@ -132,7 +132,13 @@ class Explainer:
         by_sample = feeding.sampled(self._takes, list(built.graph.relevance))
         count = feeding.count(feeds, by_sample)
         graph = built.graph
-        index = parsed.indices(count if graph.by_sample else 1, graph.classes, graph.explained_shape, graph.explained)
+        index = parsed.indices(
+            count if graph.by_sample else 1,
+            graph.classes,
+            graph.explained_shape,
+            graph.explained,
+            by_sample=graph.by_sample,
+        )
         started = time.perf_counter()
         results = self._run(built, feeds, by_sample, index, count)
         return self._explanation(built, feeds, results, time.perf_counter() - started)

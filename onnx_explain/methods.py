@@ -479,12 +479,14 @@ def _epsilon_gamma_box(
     "excitation-backprop",
     "z⁺ on every linear operator, gradients through activations",
     "Zhang et al.: Top-down neural attention by excitation backprop, ECCV 2016",
+    conserves=False,
 )
 def _excitation_backprop(epsilon: float = 1e-6, zero_bias: bool = False, batch_norm: BatchNorm = "fold") -> Composite:
     z_plus = lrp.z_plus(epsilon, zero_bias=zero_bias)
     rows = (
         Assignment(WEIGHTED, z_plus, "z⁺"),
         Assignment(Selector(role=Linear, kind="average"), lrp.norm(epsilon), "ε"),
+        Assignment(Selector(role=Linear, kind="scale"), lrp.passing, "pass"),
         Assignment(
             Selector(role=Linear, kind="normalisation"),
             lrp.norm(epsilon) if batch_norm == "epsilon" else gradient.adjoint,

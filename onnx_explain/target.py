@@ -26,14 +26,15 @@ class Parsed:
     element: tuple[int | None, ...] | None = None
 
     def indices(
-        self, count: int, classes: int | None, shape: tuple[int | None, ...], tensor: str
+        self, count: int, classes: int | None, shape: tuple[int | None, ...], tensor: str, *, by_sample: bool = True
     ) -> npt.NDArray[np.int64]:
         """int64 [count]: the flattened index within each sample, -1 for arg-max, -2 for not explained.
 
-        `shape` is the explained tensor's; TargetError where the index is out of range or has the wrong rank.
+        `shape` is the explained tensor's; `by_sample`: its axis 0 counts the samples, else all of it is one sample.
+        Raises TargetError where the index is out of range or has the wrong rank.
         """
         if self.element is not None:
-            return self._element(count, shape, tensor)
+            return self._element(count, shape, tensor, by_sample)
         if self.index is None:
             return np.full(count, ARGMAX, dtype=np.int64)
         listed = (self.index,) * count if isinstance(self.index, int) else self.index
@@ -46,7 +47,9 @@ class Parsed:
                 )
         return np.asarray(listed, dtype=np.int64)
 
-    def _element(self, count: int, shape: tuple[int | None, ...], tensor: str) -> npt.NDArray[np.int64]:
+    def _element(
+        self, count: int, shape: tuple[int | None, ...], tensor: str, by_sample: bool
+    ) -> npt.NDArray[np.int64]:
         element = self.element or ()
         if len(element) != len(shape):
             told = ", ".join("N" if d is None else str(d) for d in shape)
@@ -56,7 +59,8 @@ class Parsed:
         sizes = [count if axis == 0 and d is None else d for axis, d in enumerate(shape)]
         flat = 0
         for axis, (place, size) in enumerate(zip(element, sizes)):
-            if place is None and axis > 0:
+            apart = axis == 0 and by_sample
+            if place is None and not apart:
                 raise TargetError(
                     f"Target {self.text!r}: ':' is for the sample axis alone; name one index for axis {axis}."
                 )
@@ -66,11 +70,11 @@ class Parsed:
                 raise TargetError(
                     f"Target {self.text!r}: index {place} is out of range for axis {axis} of {tensor!r}, which has {size} entries."
                 )
-            if axis > 0:
+            if not apart:
                 flat = flat * int(size or 1) + place % int(size or 1)
         explained = np.full(count, NOT_EXPLAINED, dtype=np.int64)
-        sample = element[0] if element else 0
-        if sample is None or (shape and shape[0] == 1 and count != 1):
+        sample = element[0] if element and by_sample else 0
+        if sample is None or (by_sample and shape and shape[0] == 1 and count != 1):
             explained[:] = flat  # a model with batch 1 runs sample by sample, each its own element 0
         else:
             explained[sample] = flat

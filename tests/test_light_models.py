@@ -32,22 +32,29 @@ Array = np.ndarray[Any, Any]
 
 
 def he_random(name: str) -> onnx.ModelProto:
-    """The model with every ConstantOfShape replaced by an initialiser: weights He-random, biases, shifts and means zero."""
+    """The model with initialisers for its ConstantOfShape nodes and all it stores: weights He-random, scales and variances
+    one, biases, shifts and means zero.
+    """
     proto = onnx.load(FOLDER / f"light_{name}.onnx")
     proto.ir_version = 8  # before 4, initialisers are inputs, too
-    shapes = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}
-    roles = {n: (node.op_type, k) for node in proto.graph.node for k, n in enumerate(node.input)}
+    stored = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}
+    sizes = {
+        n.output[0]: tuple(int(d) for d in stored[n.input[0]])
+        for n in proto.graph.node
+        if n.op_type == "ConstantOfShape"
+    }
+    sizes |= {n: a.shape for n, a in stored.items() if a.dtype == np.float32}
+    roles = {v: (n.op_type, k) for n in proto.graph.node for k, v in enumerate(n.input)}
+    behind = {n.input[0]: n.output[0] for n in proto.graph.node if n.op_type == "Unsqueeze"}
     generator = np.random.default_rng(0)
-    kept = []
-    for node in proto.graph.node:
-        if node.op_type != "ConstantOfShape":
-            kept.append(node)
-            continue
-        shape, out = tuple(int(d) for d in shapes[node.input[0]]), node.output[0]
-        array = _drawn(shape, *roles.get(out, ("", 0)), generator)
-        proto.graph.initializer.append(numpy_helper.from_array(array, out))
-    del proto.graph.node[:]
-    proto.graph.node.extend(kept)
+    kept = [i for i in proto.graph.initializer if i.name not in sizes]
+    for out, shape in sizes.items():
+        role = roles.get(behind.get(out, out), ("", 0))
+        kept.append(numpy_helper.from_array(_drawn(shape, *role, generator), out))
+    nodes = [n for n in proto.graph.node if n.op_type != "ConstantOfShape"]
+    del proto.graph.node[:], proto.graph.initializer[:]
+    proto.graph.node.extend(nodes)
+    proto.graph.initializer.extend(kept)
     return proto
 
 

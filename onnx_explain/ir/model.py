@@ -128,9 +128,7 @@ def _check_structure(proto: onnx.ModelProto, path: Path | None, where: str) -> N
         onnx.checker.check_model(str(path) if path is not None else proto)
     except (onnx.checker.ValidationError, ValueError) as error:
         # sorting is what comes next, and an unknown operator is refused by whoever needs its room
-        if not any(
-            harmless in str(error) for harmless in ("No Op registered", "No opset import", "topologically sorted")
-        ):
+        if not any(harmless in str(error) for harmless in _HARMLESS):
             raise ModelError(f"{where}: not valid ONNX ({first_line(error)}); export it again.") from error
 
 
@@ -223,6 +221,7 @@ def _check_tensors(graph: onnx.GraphProto, where: str) -> None:
             )
 
 
+_HARMLESS = ("No Op registered", "No opset import", "topologically sorted", "but not in graph input")
 _T = onnx.TensorProto
 _WIDTH: dict[int, int] = {
     _T.FLOAT: 32, _T.DOUBLE: 64, _T.FLOAT16: 16, _T.BFLOAT16: 16, _T.INT8: 8, _T.UINT8: 8, _T.INT16: 16, _T.UINT16: 16,

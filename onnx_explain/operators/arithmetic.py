@@ -70,6 +70,12 @@ def _as(op: Emitter, value: Value, like: Value) -> Value:
     return op.typed(value, like)
 
 
+@room("Neg")
+def negation(node: Operation) -> Linear:
+    """y = -x."""
+    return _scaling(node, 0, lambda op, s: op.Neg(s))
+
+
 @room("Pow")
 def power(node: Operation) -> Role:
     """y = x^p: pointwise in x under a constant exponent, in p under a constant base."""

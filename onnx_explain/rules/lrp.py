@@ -197,11 +197,27 @@ def _expand_one(op: Emitter, node: CompositeNode, role: Linear, share: dict[str,
     nonnegative = _denominator_sign(rule, share)
     slack = rule["epsilon"] if nonnegative else 0.0
     unbiased, total, raised = _denominator(op, node, role, share["terms"], z, slack)
-    s = op.Div(scaled, total) if raised else quotient(op, scaled, total, rule["epsilon"], nonnegative=nonnegative)
+    cofactor = _cofactor(scaled, total) if total is z and not nonnegative and rule["epsilon"] else None
+    if cofactor is not None:
+        # R = z·c from the sum behind: R/D(z, ε) = c·|z|/(|z| + ε), without the sign of z
+        size = op.Abs(z)
+        s = op.Mul(cofactor, op.Div(size, op.Add(size, rule["epsilon"])))
+    elif raised:
+        s = op.Div(scaled, total)
+    else:
+        s = quotient(op, scaled, total, rule["epsilon"], nonnegative=nonnegative)
     s.shape = node.node.y.shape
     relevance = _numerators(op, node, role, share["terms"], s)
     lost = op.Sub(scaled, op.Mul(s, unbiased())) if node.outputs > 1 else s
     return relevance, lost
+
+
+def _cofactor(r: Value, z: Value) -> Value | None:
+    """c where r has just been made as z·c."""
+    maker = r.producer()
+    if maker is None or maker.op_type != "Mul" or maker.inputs[0] is not z:
+        return None
+    return maker.inputs[1]
 
 
 def _denominator_sign(rule: dict[str, Any] | Any, share: dict[str, Any]) -> bool:
