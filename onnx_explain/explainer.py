@@ -133,7 +133,7 @@ class Explainer:
         count = feeding.count(feeds, by_sample)
         graph = built.graph
         index = parsed.indices(
-            count if graph.by_sample else 1,
+            count,
             graph.classes,
             graph.explained_shape,
             graph.explained,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -28,13 +29,16 @@ class Parsed:
     def indices(
         self, count: int, classes: int | None, shape: tuple[int | None, ...], tensor: str, *, by_sample: bool = True
     ) -> npt.NDArray[np.int64]:
-        """int64 [count]: the flattened index within each sample, -1 for arg-max, -2 for not explained.
+        """int64 [count], or [1] where not `by_sample`: the flattened index within each sample, -1 for arg-max, -2 for not explained.
 
         `shape` is the explained tensor's; `by_sample`: its axis 0 counts the samples, else all of it is one sample.
         Raises TargetError where the index is out of range or has the wrong rank.
         """
         if self.element is not None:
             return self._element(count, shape, tensor, by_sample)
+        if classes is None and not by_sample:
+            classes = math.prod(count if d is None else d for d in shape)
+        count = count if by_sample else 1
         if self.index is None:
             return np.full(count, ARGMAX, dtype=np.int64)
         listed = (self.index,) * count if isinstance(self.index, int) else self.index
@@ -56,7 +60,7 @@ class Parsed:
             raise TargetError(
                 f"Target {self.text!r} has {len(element)} indices, but {tensor!r} has the shape [{told}]."
             )
-        sizes = [count if axis == 0 and d is None else d for axis, d in enumerate(shape)]
+        sizes = [count if d is None else d for d in shape]  # what is open is as long as there are samples
         flat = 0
         for axis, (place, size) in enumerate(zip(element, sizes)):
             apart = axis == 0 and by_sample
@@ -72,7 +76,7 @@ class Parsed:
                 )
             if not apart:
                 flat = flat * int(size or 1) + place % int(size or 1)
-        explained = np.full(count, NOT_EXPLAINED, dtype=np.int64)
+        explained = np.full(count if by_sample else 1, NOT_EXPLAINED, dtype=np.int64)
         sample = element[0] if element and by_sample else 0
         if sample is None or (by_sample and shape and shape[0] == 1 and count != 1):
             explained[:] = flat  # a model with batch 1 runs sample by sample, each its own element 0

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from test_convert import Array, drawn, model, residual_cnn, two_by_two, two_feeds
+from test_convert import drawn, model, residual_cnn, two_by_two, two_feeds
 
 from onnx_explain import Explainer, Explanation, TargetError
 
