@@ -113,7 +113,11 @@ def _nonnegative(op: Emitter, node: CompositeNode, role: Linear) -> tuple[Value,
     above = version_of(op, w, "+")
     below = _magnitude_of_negative(op, w)
     zp = _raised(op, role.forward(op, x, above), role)
-    floor = op.Mul(zp, 4.0 * float(np.finfo(_numpy(x)).eps))
+    # what y - b has lost to rounding is a few units of Z⁺ and of the bias: below that Z⁻ is noise
+    unit, bias = 4.0 * float(np.finfo(_numpy(x)).eps), node.extra[0]
+    floor = op.Mul(zp, unit)
+    if bias is not None:
+        floor = op.Add(floor, op.Mul(op.Abs(bias), unit))
     zm = op.Max(op.Sub(zp, _unbiased(op, node)), floor)
     sa, sb = _divided(op, node, zp, zm, op.Add(zp, zm))
     up, down = role.transpose(op, sa, above, x), role.transpose(op, sb, below, x)
