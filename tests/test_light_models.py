@@ -28,6 +28,7 @@ QUICK = ("squeezenet", "shufflenet", "inception_v1")  # under two seconds a meth
 QUICK_METHODS = ("gradient", "lrp-epsilon", "lrp-epsilon-plus", "rap")
 PREDICTION = 1e-5  # float32, of the largest value
 CONSERVED = 0.01  # the bound
+ROUNDING = 1e-5  # float32, of all the relevance there is: α2β1 makes 10⁶ times the score of each sign on inception_v1
 Array = np.ndarray[Any, Any]
 
 
@@ -101,7 +102,9 @@ def assert_sound(name: str, method: str) -> None:
     assert np.isfinite([*e.conservation, *e.absorbed]).all()
     assert len(e.conservation) == len(x)
     if METHODS[method].conserves:
-        assert e.conservation.max() <= CONSERVED
+        amount = np.abs(r.astype(np.float64)).reshape(len(x), -1).sum(1) + np.abs(e.absorbed)
+        gap = e.conservation * np.abs(e.target.score)
+        np.testing.assert_array_less(gap, np.maximum(CONSERVED * np.abs(e.target.score), ROUNDING * amount))
 
 
 @pytest.mark.parametrize("method", QUICK_METHODS)

@@ -88,6 +88,7 @@ def _graph(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
     _check_external(proto, path, where)
     _check_tensors(proto.graph, where)
     _check_functions(proto, where)
+    _check_names(proto.graph, where)
     _check_structure(proto, path, where)
     try:
         model = ir.from_proto(proto)
@@ -120,6 +121,19 @@ def _check_functions(proto: onnx.ModelProto, where: str) -> None:
         raise ModelError(
             f"{where}: its functions stand for {total} nodes, more than {MOST_NODES}; the file may be damaged."
         )
+
+
+def _check_names(graph: onnx.GraphProto, where: str) -> None:
+    """Every tensor a node of the main graph reads must come from somewhere."""
+    known = {"", *(v.name for v in graph.input), *(t.name for t in graph.initializer)}
+    known |= {t.values.name for t in graph.sparse_initializer}
+    known |= {name for node in graph.node for name in node.output}
+    for node in graph.node:
+        missing = next((name for name in node.input if name not in known), None)
+        if missing is not None:
+            raise ModelError(
+                f"{where}: node {node.name or node.op_type!r} reads {missing!r}, which nothing computes; export it again."
+            )
 
 
 def _check_structure(proto: onnx.ModelProto, path: Path | None, where: str) -> None:
