@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import Any, Literal
 
 from onnx_explain.errors import MethodError, suggest
@@ -393,22 +394,21 @@ def _epsilon_plus(
     )
 
 
-@register_method("lrp-epsilon-plus-flat", "flat on the first layer, z⁺ on convolutions, ε on dense layers", _OVERVIEW)
-def _epsilon_plus_flat(
-    epsilon: float = 1e-6,
-    zero_bias: bool = False,
-    batch_norm: BatchNorm = "fold",
-    sums: Any = "signed",
-    products: Any = "uniform",
-) -> Composite:
-    rows = (
-        (FIRST, lrp.flat(epsilon), "flat"),
-        (DENSE, lrp.epsilon(epsilon, zero_bias=zero_bias), "ε"),
-        (WEIGHTED, lrp.z_plus(epsilon, zero_bias=zero_bias), "z⁺"),
-    )
-    return lrp_composite(
-        *rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias
-    )
+def _flat_first(build: Callable[..., Composite]) -> Callable[..., Composite]:
+    """The same composite, options and all, with the flat rule on the first layer."""
+
+    @wraps(build)
+    def flat_first(**options: Any) -> Composite:
+        composite = build(**options)
+        first = Assignment(FIRST, lrp.flat(options.get("epsilon", 1e-6)), "flat")
+        return replace(composite, assignments=(first, *composite.assignments))
+
+    return flat_first
+
+
+register_method("lrp-epsilon-plus-flat", "flat on the first layer, z⁺ on convolutions, ε on dense layers", _OVERVIEW)(
+    _flat_first(_epsilon_plus)
+)
 
 
 @register_method("lrp-epsilon-alpha2-beta1", "αβ on convolutions, ε on dense layers", _OVERVIEW)
@@ -430,26 +430,9 @@ def _epsilon_alpha2_beta1(
     )
 
 
-@register_method(
+register_method(
     "lrp-epsilon-alpha2-beta1-flat", "flat on the first layer, αβ on convolutions, ε on dense layers", _OVERVIEW
-)
-def _epsilon_alpha2_beta1_flat(
-    alpha: float = 2.0,
-    beta: float = 1.0,
-    epsilon: float = 1e-6,
-    zero_bias: bool = False,
-    batch_norm: BatchNorm = "fold",
-    sums: Any = "signed",
-    products: Any = "uniform",
-) -> Composite:
-    rows = (
-        (FIRST, lrp.flat(epsilon), "flat"),
-        (DENSE, lrp.epsilon(epsilon, zero_bias=zero_bias), "ε"),
-        (WEIGHTED, lrp.alpha_beta(alpha, beta, epsilon, zero_bias=zero_bias), "αβ"),
-    )
-    return lrp_composite(
-        *rows, epsilon=epsilon, batch_norm=batch_norm, sums=sums, products=products, zero_bias=zero_bias
-    )
+)(_flat_first(_epsilon_alpha2_beta1))
 
 
 @register_method(

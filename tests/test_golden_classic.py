@@ -130,9 +130,6 @@ def _listed() -> list[Any]:
     return found
 
 
-_EXPLAINERS: dict[Any, Explainer] = {}
-
-
 def _explain(path: Path, call: Call, seed: str, backend: str, x: Any, target: Any) -> Any:
     method, options = call
     explainer = Explainer(path, method, seed=seed, backend=backend, **options)  # type: ignore[arg-type]
