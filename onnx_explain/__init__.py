@@ -24,12 +24,12 @@ from onnx_explain.errors import (
 from onnx_explain.version import __version__
 
 if TYPE_CHECKING:
-    from onnx_explain.explainer import Explainer, build_vjp
+    from onnx_explain.explainer import Explainer, Explainers, build_vjp
     from onnx_explain.explanation import Explanation, Target
     from onnx_explain.methods import METHODS, Assignment, Composite, Method, Selector, lrp_composite, register_method
 
 _LATE = {
-    **dict.fromkeys(("Explainer", "build_vjp"), "onnx_explain.explainer"),
+    **dict.fromkeys(("Explainer", "Explainers", "build_vjp"), "onnx_explain.explainer"),
     **dict.fromkeys(("Explanation", "Target"), "onnx_explain.explanation"),
     **dict.fromkeys(
         ("METHODS", "Assignment", "Composite", "Method", "Selector", "lrp_composite", "register_method"),
@@ -54,6 +54,7 @@ __all__ = [
     "Composite",
     "ExplainError",
     "Explainer",
+    "Explainers",
     "Explanation",
     "InputError",
     "Method",

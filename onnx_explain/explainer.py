@@ -4,59 +4,228 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from onnx_explain import conversion
+from onnx_explain import conversion, ensembles, perturbation
 from onnx_explain import feeds as feeding
 from onnx_explain import target as targets
-from onnx_explain.backends import onnx as backend
-from onnx_explain.backends.reference import Reference
-from onnx_explain.errors import ExplainError, InputError, MethodError, ModelError, OutputError
+from onnx_explain.backends import onnx as backends
+from onnx_explain.errors import InputError, MethodError, OutputError
 from onnx_explain.explanation import Explanation, Target
 from onnx_explain.files import draft, target_path
 from onnx_explain.ir import composite as composites
 from onnx_explain.ir.canonicalize import Shapes, canonicalize
 from onnx_explain.ir.fold import fold_constants
-from onnx_explain.ir.model import Loaded, Source, first_line, load, serialise, write
-from onnx_explain.ir.view import dims
-from onnx_explain.ir.widen import as_float64
-from onnx_explain.methods import Composite, Method, Seed, resolve
+from onnx_explain.ir.model import Source, load, serialise, write
+from onnx_explain.methods import Composite, Method, Procedure, Seed, resolve
+from onnx_explain.methods.ensemble import Ensemble
+from onnx_explain.methods.perturbation import Perturbation
 from onnx_explain.path import channel_axis, wrt_inputs
-from onnx_explain.relevance import Options, RelevanceGraph, Row, build, plan, vector_jacobian
+from onnx_explain.prepared import Array, Backend, Built, Outcome, Prepared, foreseen
+from onnx_explain.relevance import Options, RelevanceGraph, Request, Row, build, build_several, plan, vector_jacobian
+from onnx_explain.target import Parsed
 
-Array = npt.NDArray[Any]
-Backend = Literal["onnx", "reference"]
 Names = str | Sequence[str]
-OLDEST = 7  # the oldest opset that ONNX Runtime promises to run
 
 
 @dataclass(frozen=True)
-class _Built:
-    """A relevance graph for one choice of input shapes and output, with what runs it."""
+class _Way:
+    """One method as it was asked for."""
 
-    graph: RelevanceGraph
-    runner: backend.Runner
+    name: str
+    procedure: Composite | Procedure
+    options: Mapping[str, Any]
+    seed: Seed
 
 
-class Explainer:
+class _Explains:
+    """A model and the ways in which it is explained; what both public classes share."""
+
+    def __init__(
+        self,
+        model: Source,
+        methods: Sequence[str | Composite | tuple[str, Mapping[str, Any]]],
+        *,
+        seed: Seed | None = None,
+        device: str = "cpu",
+        output: str | None = None,
+        logits: bool = True,
+        wrt: Names | None = None,
+        at: str | None = None,
+        keep: Names = (),
+        batch_size: int | None = None,
+        threads: int | None = None,
+        backend: Backend = "onnx",
+        input_shapes: Shapes | None = None,
+    ) -> None:
+        self._ways = [_way(m, seed) for m in methods]
+        if not self._ways:
+            raise MethodError("No method was given; `onnx-explain methods` lists them.")
+        _check_settings(seed, device, backend, batch_size, threads, input_shapes)
+        explained = None if wrt is None else _names("wrt", wrt)
+        self._options = Options(
+            output, explained, "score", logits, _names("keep", keep), accounting=True, at=_name("at", at)
+        )
+        source = load(model)
+        self._prepared = Prepared(
+            source, backend=backend, batch_size=batch_size, threads=threads, input_shapes=dict(input_shapes or {})
+        )
+        if explained is not None and not self._prepared.needs_shapes:
+            wrt_inputs(self._prepared.canonical(), explained)
+
+    @property
+    def model(self) -> ir.Model:
+        """The model in canonical form; do not change it."""
+        return self._prepared.canonical()
+
+    @property
+    def inputs(self) -> dict[str, tuple[tuple[int | None, ...], np.dtype[Any]]]:
+        """Shape (None: open) and dtype of every input."""
+        return {name: (takes.shape or (), takes.dtype) for name, takes in self._prepared.takes.items()}
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the source file."""
+        return self._prepared.source.sha256
+
+    @property
+    def source_model(self) -> ir.Model:
+        """The model as read, before canonical form; do not change it."""
+        return self._prepared.source.model
+
+    def _all(self, x: Array | Mapping[str, Array], targets: Sequence[Any]) -> list[list[Explanation]]:
+        """One list per target, in it one explanation per method."""
+        feeds = self._prepared.feeds(x)
+        parsed = [_parsed(t) for t in targets]
+        shared = [w for w in self._ways if isinstance(w.procedure, Composite)]
+        found: dict[tuple[int, int], Explanation] = {}
+        for output in {p.output for p in parsed} if shared else ():
+            slots = [i for i, p in enumerate(parsed) if p.output == output]
+            outcomes, seconds = self._one_pass(shared, feeds, [parsed[i] for i in slots], output)
+            for (slot, way), outcome in zip(((i, w) for i in slots for w in shared), outcomes):
+                found[slot, self._ways.index(way)] = self._explanation(way, feeds, outcome, seconds / len(outcomes))
+        for m, way in enumerate(self._ways):
+            if not isinstance(way.procedure, Composite):
+                for slot, aim in enumerate(parsed):
+                    started = time.perf_counter()
+                    outcome = self._many_passes(way, feeds, aim)
+                    found[slot, m] = self._explanation(way, feeds, outcome, time.perf_counter() - started)
+        return [[found[slot, m] for m in range(len(self._ways))] for slot in range(len(parsed))]
+
+    # -- stages
+
+    def _asked(self, way: _Way, output: str | None, slot: int = 0) -> Options:
+        return replace(self._options, output=output or self._options.output, seed=way.seed, slot=slot)
+
+    def _one_pass(
+        self, ways: Sequence[_Way], feeds: dict[str, Array], aims: Sequence[Parsed], output: str | None
+    ) -> tuple[list[Outcome], float]:
+        """All methods of one backward pass and all targets in one run."""
+        prepared = self._prepared
+
+        def make(model: ir.Model) -> list[RelevanceGraph]:
+            requests = [
+                Request(w.procedure, self._asked(w, output, slot), w.name)
+                for slot in range(len(aims))
+                for w in ways
+                if isinstance(w.procedure, Composite)
+            ]
+            return build_several(model, requests)
+
+        built = prepared.built(("one pass", output, len(aims)), feeds, make)
+        graph = built.graph
+        by_sample, count = prepared.samples(feeds, self._explained(graph, feeds))
+        indices = [prepared.indices(graph, aim, count) for aim in aims]
+        for aim, index in zip(aims, indices):
+            _refuse_hostile_target(ways, aim, index)
+        rows = {g.target_input: indices[i // len(ways)] for i, g in enumerate(built.graphs)}
+        started = time.perf_counter()
+        results = prepared.run(built, feeds, rows, by_sample=by_sample, count=count)
+        seconds = time.perf_counter() - started
+        return [_outcome(built, g, results, ways[i % len(ways)], feeds) for i, g in enumerate(built.graphs)], seconds
+
+    def _many_passes(self, way: _Way, feeds: dict[str, Array], aim: Parsed) -> Outcome:
+        asked = self._asked(way, aim.output)
+        if isinstance(way.procedure, Ensemble):
+            return ensembles.explain(self._prepared, way.procedure, feeds, aim, asked, method=way.name)
+        if isinstance(way.procedure, Perturbation):
+            return perturbation.explain(self._prepared, way.procedure, feeds, aim, asked, method=way.name)
+        raise MethodError(f"Method {way.name!r} is of a kind that nothing runs: {type(way.procedure).__name__}.")
+
+    def _explained(self, graph: RelevanceGraph, feeds: Mapping[str, Array]) -> list[str]:
+        return [n for n in graph.relevance if n in feeds] or wrt_inputs(
+            self._prepared.canonical(feeds), self._options.wrt
+        )
+
+    def _explanation(self, way: _Way, feeds: dict[str, Array], found: Outcome, seconds: float) -> Explanation:
+        values = {**feeds, **found.values}
+        relevance = {n: r.astype(values[n].dtype, copy=False) for n, r in found.relevance.items()}
+        arrived = sum(feeding.totals(r) for r in found.relevance.values())
+        absorbed = found.absorbed
+        if not found.by_sample:
+            arrived, absorbed = np.sum(arrived, keepdims=True), np.sum(absorbed, keepdims=True)
+        gap = np.abs(found.seeded - arrived - absorbed)
+        conservation = np.divide(gap, np.abs(found.seeded), out=gap.copy(), where=found.seeded != 0)
+        canonical = self._prepared.canonical(feeds)
+        return Explanation(
+            relevance=relevance,
+            outputs=found.outputs,
+            target=Target(found.explained, found.index, found.score),
+            conservation=conservation,
+            absorbed=absorbed,
+            method=way.name,
+            seconds=seconds,
+            inputs=values,
+            options=dict(way.options),
+            kept=found.kept,
+            channel_axis={n: channel_axis(canonical, n, values[n].shape) for n in relevance},
+            source=self.sha256,
+            completeness=found.completeness,
+            layer=found.layer,
+        )
+
+
+class Explainers(_Explains):
+    """Explains a model by several methods over one forward pass, as often as called.
+
+    model: path, bytes or `onnx.ModelProto`. methods: names of `onnx-explain methods`, composites, or pairs (name,
+    {option: value}). Settings as of `Explainer`. Methods of one backward pass share the forward pass, for all targets
+    of a call; those that need passes of their own (path, sampling and perturbation methods) run after them.
+
+    Raises ModelError, MethodError, TargetError, InputError, UnsupportedOperator; all are ExplainError.
+    """
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods' names, in the order of the results."""
+        return tuple(way.name for way in self._ways)
+
+    def __call__(self, x: Array | Mapping[str, Array], targets: Sequence[Any] = (None,)) -> list[list[Explanation]]:
+        """Explain a batch: one list per target, in it one explanation per method.
+
+        x: as of `Explainer`. targets: each as `Explainer` takes one. `seconds` of an explanation that shared its run with
+        others is its share of it.
+        """
+        return self._all(x, targets)
+
+
+class Explainer(_Explains):
     """Explains a model, as often as called; the graph is built and its session made on the first call.
 
     model: path, bytes or `onnx.ModelProto`. method: a name of `onnx-explain methods` or a `Composite`; further keywords
     are the method's options. seed: start at the explained value (``"score"``) or at ``"one"``; the method's own default
     otherwise. output: the explained output (default: the first of floats). logits: look behind a final Softmax or
-    Sigmoid. wrt: the explained inputs (default: all of floats). keep: tensors whose relevance is wanted too.
-    batch_size: how many samples run at once (default: all). threads: ONNX Runtime's (default: all cores). backend:
-    ``"onnx"`` (ONNX Runtime, the model's own precision) or ``"reference"`` (float64, slow). input_shapes: dimensions the
-    file leaves open, ``{name: [1, 3, 224, 224]}``.
+    Sigmoid. wrt: the explained inputs (default: all of floats). at: an inner tensor to explain in place of the inputs.
+    keep: tensors whose relevance is wanted too. batch_size: how many samples run at once (default: all). threads: ONNX
+    Runtime's (default: all cores). backend: ``"onnx"`` (ONNX Runtime, the model's own precision) or ``"reference"``
+    (float64, slow). input_shapes: dimensions the file leaves open, ``{name: [1, 3, 224, 224]}``.
 
     Raises ModelError, MethodError, TargetError, InputError, UnsupportedOperator; all are ExplainError.
     """
@@ -71,6 +240,7 @@ class Explainer:
         output: str | None = None,
         logits: bool = True,
         wrt: Names | None = None,
+        at: str | None = None,
         keep: Names = (),
         batch_size: int | None = None,
         threads: int | None = None,
@@ -78,44 +248,29 @@ class Explainer:
         input_shapes: Shapes | None = None,
         **options: Any,
     ) -> None:
-        self._composite, self._method = _composite(method, options)
-        self.method = self._method.name if self._method is not None else "custom"
-        self.options = dict(options)
-        _check_settings(seed, device, backend, batch_size, threads, input_shapes)
-        self._source: Loaded = load(model)
-        default: Seed = self._method.seed if self._method is not None else "score"
-        explained = None if wrt is None else _names("wrt", wrt)
-        self._options = Options(output, explained, seed or default, logits, _names("keep", keep), accounting=True)
-        self._shapes = dict(input_shapes or {})
-        self._backend: Backend = backend
-        self._batch_size, self._threads = batch_size, threads
-        self._takes = feeding.inputs_of(self._source.model)
-        self._canonical: dict[Any, ir.Model] = {}
-        self._built: dict[Any, _Built] = {}
-        if self._source.model.graph.opset_imports.get("", OLDEST) < OLDEST and backend == "onnx":
-            _runs(self._source.model)
-        if not self._needs_shapes or self._shapes:
-            self.model  # noqa: B018 - a malformed model is refused here, not at the first call
-
-    @property
-    def model(self) -> ir.Model:
-        """The model in canonical form; do not change it."""
-        return self._canonical_for({})
-
-    @property
-    def inputs(self) -> dict[str, tuple[tuple[int | None, ...], np.dtype[Any]]]:
-        """Shape (None: open) and dtype of every input."""
-        return {name: (takes.shape or (), takes.dtype) for name, takes in self._takes.items()}
-
-    @property
-    def sha256(self) -> str:
-        """The SHA-256 of the source file."""
-        return self._source.sha256
-
-    @property
-    def source_model(self) -> ir.Model:
-        """The model as read, before canonical form; do not change it."""
-        return self._source.model
+        if isinstance(method, Composite) and options:
+            raise MethodError(
+                f"A custom composite takes no options, but {next(iter(options))!r} was given; put it into the rule."
+            )
+        if not isinstance(method, (str, Composite)):
+            raise MethodError("method must be a method's name or a Composite; `onnx-explain methods` lists the names.")
+        super().__init__(
+            model,
+            [method if isinstance(method, Composite) else (method, options)],
+            seed=seed,
+            device=device,
+            output=output,
+            logits=logits,
+            wrt=wrt,
+            at=at,
+            keep=keep,
+            batch_size=batch_size,
+            threads=threads,
+            backend=backend,
+            input_shapes=input_shapes,
+        )
+        self._way = self._ways[0]
+        self.method, self.options = self._way.name, dict(options)
 
     def __call__(self, x: Array | Mapping[str, Array], target: Any = None) -> Explanation:
         """Explain a batch.
@@ -126,34 +281,22 @@ class Explainer:
 
         Raises InputError, TargetError, UnsupportedOperator, ModelError.
         """
-        feeds = feeding.checked(self._takes, x, wide=self._backend == "reference")
-        parsed = targets.parse(target)
-        built = self._build(feeds, parsed.output)
-        by_sample = feeding.sampled(self._takes, list(built.graph.relevance))
-        count = feeding.count(feeds, by_sample)
-        graph = built.graph
-        index = parsed.indices(
-            count,
-            graph.classes,
-            graph.explained_shape,
-            graph.explained,
-            by_sample=graph.by_sample,
-        )
-        started = time.perf_counter()
-        results = self._run(built, feeds, by_sample, index, count)
-        return self._explanation(built, feeds, results, time.perf_counter() - started)
+        return self._all(x, [target])[0][0]
 
     attribute = __call__
 
     def plan(self) -> tuple[list[Row], list[str]]:
         """What every node on the way from target to input gets, and the nodes without a room."""
-        with _foreseen():
-            return plan(self.model, self._composite, self._options)
+        procedure = self._way.procedure
+        with foreseen():
+            return plan(self.model, _composite_of(procedure), replace(self._asked(self._way, None)))
 
     def build(self) -> RelevanceGraph:
-        """The relevance graph as it would be converted: without reports."""
-        with _foreseen():
-            return build(self.model, self._composite, replace(self._options, accounting=False), method=self.method)
+        """The relevance graph as it would be converted: without reports.
+
+        Raises MethodError for a method that is not one graph (occlusion, RISE, Shapley values).
+        """
+        return self._graph(replace(self._asked(self._way, None), accounting=False))
 
     def convert(
         self,
@@ -171,119 +314,116 @@ class Explainer:
         file and the original on noise and compare; VerificationError, and no file, where they differ by more than 1e-5
         of the largest value. Returns the model; writes nothing where `path` is None.
 
-        Raises OutputError where `path` cannot be written or is one of the source's own files.
+        Raises OutputError where `path` cannot be written or is one of the source's own files, MethodError for a method
+        that is not one graph.
         """
         place = None if path is None else self._place(path)
-        options = replace(self._options, accounting=False, keep=(*self._options.keep, *_names("keep", keep)))
-        with _foreseen():
-            graph = build(self.model, self._composite, options, method=self.method)
+        options = replace(self._asked(self._way, None), accounting=False)
+        graph = self._graph(replace(options, keep=(*options.keep, *_names("keep", keep))))
+        with foreseen():
             model = composites.as_functions(graph.model) if functions else composites.expand(graph.model)
+        prepared, threads = self._prepared, self._prepared.threads
         if fold:
-            fold_constants(model, lambda constants: backend.Session(constants).run({}))
-        source, seed = self._source, self._options.seed
-        conversion.describe(model, graph, source, method=self.method, options=self.options, seed=seed)
+            fold_constants(model, lambda constants: backends.Session(constants).run({}))
+        conversion.describe(
+            model, graph, prepared.source, method=self.method, options=self.options, seed=self._way.seed
+        )
         if place is None:
             if check:
-                conversion.verify(serialise(model), graph, source, self.model, self._threads)
+                conversion.verify(serialise(model), graph, prepared.source, self.model, threads)
         else:
             with draft(place) as whole:
                 write(model, whole)
                 if check:
-                    conversion.verify(whole, graph, source, self.model, self._threads)
+                    conversion.verify(whole, graph, prepared.source, self.model, threads)
         return ir.to_proto(model)
 
     # -- stages
 
+    def _graph(self, options: Options) -> RelevanceGraph:
+        procedure = self._way.procedure
+        with foreseen():
+            if isinstance(procedure, Composite):
+                return build(self.model, procedure, options, method=self.method)
+            if isinstance(procedure, Ensemble):
+                return ensembles.graph(self.model, procedure, options, method=self.method)
+        raise MethodError(
+            f"Method {self.method!r} runs the model many times on changed inputs and is not one graph; "
+            "`onnx-explain explain` runs it, and gradient, LRP, RAP, CAM and path methods convert."
+        )
+
     def _place(self, path: str | os.PathLike[str]) -> Path:
         place = target_path(path)
         beside = place.with_name(f"{place.name}.data")
-        if place.resolve() in self._source.files or beside.resolve() in self._source.files:
+        if {place.resolve(), beside.resolve()} & set(self._prepared.source.files):
             raise OutputError(f"{place} is a file of the source model; name another one for the explained model.")
         return place
 
-    @property
-    def _needs_shapes(self) -> bool:
-        """Whether an input leaves more than its batch open."""
-        return any(t.shape is None or any(d is None for d in t.shape[1:]) for t in self._takes.values())
 
-    def _canonical_for(self, shapes: Shapes) -> ir.Model:
-        key = tuple(sorted((k, tuple(v)) for k, v in shapes.items()))
-        if key not in self._canonical:
-            with _foreseen():
-                self._canonical[key] = canonicalize(self._source.model, {**self._shapes, **shapes})
-        return self._canonical[key]
+def _way(method: str | Composite | tuple[str, Mapping[str, Any]], seed: Seed | None) -> _Way:
+    if isinstance(method, Composite):
+        return _Way("custom", method, {}, seed or "score")
+    name, options = (method, {}) if isinstance(method, str) else method
+    found: Method = resolve(name)
+    return _Way(found.name, found.procedure(options), options, seed or found.seed)
 
-    def _build(self, feeds: Mapping[str, Array], output: str | None) -> _Built:
-        shapes = {n: (None, *a.shape[1:]) for n, a in feeds.items() if a.ndim} if self._needs_shapes else {}
-        key = (tuple(sorted(shapes.items())), output)
-        if key not in self._built:
-            model = self._canonical_for(shapes)
-            exact = self._backend == "reference"
-            options = replace(self._options, output=output or self._options.output)
-            with _foreseen():
-                graph = build(as_float64(model) if exact else model, self._composite, options, method=self.method)
-                lowered = backend.lower(graph.model)
-            runner = Reference(lowered) if exact else backend.Session(lowered, threads=self._threads)
-            self._built[key] = _Built(graph, runner)
-        return self._built[key]
 
-    def _run(
-        self, built: _Built, feeds: Mapping[str, Array], by_sample: list[str], index: Array, count: int
-    ) -> backend.Arrays:
-        """All samples, in chunks where the model's batch is fixed or `batch_size` asks for it."""
-        values = [v for v in built.graph.model.graph.inputs if v.name in by_sample]
-        fixed = next((d for v in values for d in dims(v)[:1] if d is not None), None)
-        size = fixed or self._batch_size or max(count, 1)
-        if fixed is not None and count % fixed:
-            raise InputError(
-                f"The model's batch is fixed to {fixed}, so the number of samples must be a multiple of it, not {count}."
-            )
-        if not built.graph.by_sample:
-            if size < count:
-                raise InputError(
-                    f"Output {built.graph.explained!r} does not keep the samples apart, so all of them run at once: "
-                    f"{count} do not fit the batch of {size}."
-                )
-            size = count
-        chunks = []
-        for start in range(0, count, size):
-            part = {n: a[start : start + size] if n in by_sample else a for n, a in feeds.items()}
-            explained = index[start : start + size] if built.graph.by_sample else index
-            chunks.append(built.runner.run({**part, built.graph.target_input: explained}))
-        if len(chunks) == 1:
-            return chunks[0]
-        return {n: np.concatenate([np.atleast_1d(c[n]) for c in chunks]) for n in chunks[0]}
+def _composite_of(procedure: Composite | Procedure) -> Composite:
+    """The composite behind a method, for a plan; MethodError where it looks into no node."""
+    composite = procedure if isinstance(procedure, Composite) else getattr(procedure, "composite", None)
+    if not isinstance(composite, Composite):
+        raise MethodError("The method runs the model as it is and gives no node a rule: any model that runs will do.")
+    return composite
 
-    def _explanation(
-        self, built: _Built, feeds: dict[str, Array], results: backend.Arrays, seconds: float
-    ) -> Explanation:
-        graph = built.graph
-        score = results[graph.reports["score"]].astype(np.float64)
-        index = results[graph.reports["index"]].astype(np.int64)
-        absorbed = results[graph.reports["absorbed"]].astype(np.float64)
-        relevance = {n: results[o].astype(feeds[n].dtype, copy=False) for n, o in graph.relevance.items()}
+
+def _parsed(target: Any) -> Parsed:
+    return targets.parse(target)
+
+
+def _outcome(
+    built: Built, graph: RelevanceGraph, results: backends.Arrays, way: _Way, feeds: Mapping[str, Array]
+) -> Outcome:
+    """What one backward half found."""
+    composite = _composite_of(way.procedure)
+    score = results[graph.reports["score"]].astype(np.float64)
+    index = results[graph.reports["index"]].astype(np.int64)
+    absorbed = results[graph.reports["absorbed"]].astype(np.float64)
+    relevance = {n: results[o] for n, o in graph.relevance.items()}
+    completeness = None
+    seeded = np.where(index == -2, 0.0, score if way.seed == "score" else 1.0)
+    if composite.positive_seed:
+        seeded = np.where(score > 0, seeded, 0.0)
+    if "reference" in graph.reports:
+        seeded = np.where(index == -2, 0.0, score - results[graph.reports["reference"]].astype(np.float64))
         arrived = sum(feeding.totals(r) for r in relevance.values())
-        seeded = np.where(index == -2, 0.0, score if self._options.seed == "score" else 1.0)
-        if self._composite.positive_seed:
-            seeded = np.where(score > 0, seeded, 0.0)
-        if not graph.by_sample:
-            arrived, absorbed = np.sum(arrived, keepdims=True), np.sum(absorbed, keepdims=True)
-        gap = np.abs(seeded - arrived - absorbed)
-        conservation = np.divide(gap, np.abs(seeded), out=gap.copy(), where=seeded != 0)
-        return Explanation(
-            relevance=relevance,
-            outputs={n: results[n] for n in graph.outputs},
-            target=Target(graph.explained, index, score),
-            conservation=conservation,
-            absorbed=absorbed,
-            method=self.method,
-            seconds=seconds,
-            inputs=feeds,
-            options=self.options,
-            kept={n: results[o] for n, o in graph.kept.items()},
-            channel_axis={n: channel_axis(graph.model, n, feeds[n].shape) for n in relevance},
-            source=self.sha256,
-        )
+        completeness = (arrived if graph.by_sample else np.sum(arrived, keepdims=True)) - seeded
+    return Outcome(
+        relevance=relevance,
+        outputs={n: results[n] for n in graph.outputs},
+        explained=graph.explained,
+        index=index,
+        score=score,
+        seeded=seeded,
+        absorbed=absorbed,
+        by_sample=graph.by_sample,
+        kept={n: results[o] for n, o in graph.kept.items()},
+        values={n: results[o] for n, o in graph.values.items()},
+        completeness=completeness,
+        layer=graph.layer,
+    )
+
+
+def _refuse_hostile_target(ways: Sequence[_Way], aim: Parsed, index: Array) -> None:
+    """A class cannot speak for and against itself."""
+    for way in ways:
+        turn = _composite_of(way.procedure).turn
+        if turn is None or not isinstance(turn.hostile, tuple) or (aim.index is None and aim.element is None):
+            continue
+        both = sorted(set(turn.hostile) & {int(i) for i in index})
+        if both:
+            raise MethodError(
+                f"Method {way.name!r}: class {both[0]} is the target and cannot be hostile too; leave it out of `hostile`."
+            )
 
 
 def build_vjp(model: Source, wrt: Sequence[str] | None = None, outputs: Sequence[str] | None = None) -> onnx.ModelProto:
@@ -294,42 +434,18 @@ def build_vjp(model: Source, wrt: Sequence[str] | None = None, outputs: Sequence
     Σ_outputs (∂output/∂input)ᵀ·cotangent. Raises as `Explainer` does.
     """
     source = load(model)
-    with _foreseen():
+    with foreseen():
         canonical = canonicalize(source.model)
     names = [v.name or "" for v in canonical.graph.outputs if v.dtype is not None and v.dtype.is_floating_point()]
-    gradient = resolve("gradient").composite({})
+    gradient = _composite_of(resolve("gradient").procedure({}))
     chosen = wrt_inputs(canonical, wrt)
     wanted = list(names if outputs is None else outputs)
     if not chosen or not wanted:
         raise InputError(
             "build_vjp needs at least one input in `wrt` and one output in `outputs`; leave them out for all."
         )
-    with _foreseen():
+    with foreseen():
         return ir.to_proto(composites.expand(vector_jacobian(canonical, gradient, chosen, wanted)))
-
-
-def _composite(method: str | Composite, options: Mapping[str, Any]) -> tuple[Composite, Method | None]:
-    if isinstance(method, Composite):
-        if options:
-            raise MethodError(
-                f"A custom composite takes no options, but {next(iter(options))!r} was given; put it into the rule."
-            )
-        return method, None
-    if not isinstance(method, str):
-        raise MethodError("method must be a method's name or a Composite; `onnx-explain methods` lists the names.")
-    found = resolve(method)
-    return found.composite(options), found
-
-
-def _runs(model: ir.Model) -> None:
-    """Refuse a file older than ONNX Runtime's own support that it cannot run: there is no prediction to explain."""
-    try:
-        backend.Session(model)
-    except ModelError as error:
-        version = model.graph.opset_imports.get("")
-        raise ModelError(
-            f"The model has opset {version}, too old to run: {error} Export it with opset 13 or later."
-        ) from error
 
 
 def _names(option: str, given: Any) -> tuple[str, ...]:
@@ -338,6 +454,12 @@ def _names(option: str, given: Any) -> tuple[str, ...]:
     if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
         raise InputError(f"{option} must be a tensor's name or a list of names, not {given!r}.")
     return tuple(names)
+
+
+def _name(option: str, given: Any) -> str | None:
+    if given is not None and not isinstance(given, str):
+        raise InputError(f"{option} must be a tensor's name, not {given!r}.")
+    return given
 
 
 def _check_settings(seed: Any, device: Any, chosen: Any, batch_size: Any, threads: Any, input_shapes: Any) -> None:
@@ -355,22 +477,3 @@ def _check_settings(seed: Any, device: Any, chosen: Any, batch_size: Any, thread
         and all(isinstance(v, Sequence) and not isinstance(v, str) for v in input_shapes.values())
     ):
         raise InputError(f"input_shapes must be {{name: [1, 3, 224, 224]}}, not {input_shapes!r}.")
-
-
-@contextmanager
-def _foreseen() -> Iterator[None]:
-    """A file can be malformed in more ways than there are checks: what none of them caught is told as the model's fault."""
-    try:
-        yield
-    except ExplainError:
-        raise
-    except (MemoryError, RecursionError) as error:
-        raise ModelError(
-            "The model asks for more memory than there is, or is nested too deep; it may be damaged."
-        ) from error
-    except Exception as error:
-        kind = type(error).__name__
-        raise ModelError(
-            f"The model is malformed, or holds something unforeseen ({kind}: {first_line(error, 160)}); "
-            "if it runs elsewhere, please report it."
-        ) from error

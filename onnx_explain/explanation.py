@@ -40,7 +40,9 @@ class Explanation:
     reached no input (bias, stabiliser, dead units, constants). conservation: [N], |seeded - arrived - absorbed| /
     |seeded|: how far the relevance is from adding up; rounding for conserving methods, without meaning for gradients.
     kept: relevance of the inner tensors asked for. seconds: wall time of the run. inputs: what was explained.
-    channel_axis: per input name, the axis a heat map sums, or None.
+    channel_axis: per input name, the axis a heat map sums, or None. completeness: float64 [N], Σ relevance less the change
+    of the score from the baseline, of methods that promise it to be zero; None of others. layer: the tensor at which
+    gradients turned into relevance, of methods that look at one.
     """
 
     relevance: dict[str, Array]
@@ -55,6 +57,8 @@ class Explanation:
     kept: dict[str, Array] = field(default_factory=dict)
     channel_axis: dict[str, int | None] = field(default_factory=dict)
     source: str = ""
+    completeness: Array | None = None
+    layer: str | None = None
 
     def __len__(self) -> int:
         """The number of samples."""

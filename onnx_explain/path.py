@@ -6,14 +6,15 @@ channels. Nothing is written here, and no number is looked at but the sign of co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
 from onnx_explain.errors import InputError, TargetError, suggest
-from onnx_explain.ir.view import Operation, Value, rank
+from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.operators import find
-from onnx_explain.operators.roles import Linear, Selection
+from onnx_explain.operators.roles import Linear, Pointwise, Selection, Sum
 
 Active = Mapping[int, frozenset[int]]
 _SIGN_CHECKED = 1 << 22  # elements; the sign of a larger constant is not looked at
@@ -73,10 +74,62 @@ def wrt_inputs(model: ir.Model, wrt: Sequence[str] | None) -> list[str]:
     return list(wrt)
 
 
+def wrt_tensors(model: ir.Model, wrt: Sequence[str] | None) -> list[str]:
+    """As `wrt_inputs`, where inner tensors of floats may be named too: the network begins at them then."""
+    inner = {n for n, v in tensors(model).items() if is_float(v)} if wrt is not None else set()
+    inputs = {v.name for v in model.graph.inputs}
+    if wrt is not None and all(name in inner and name not in inputs for name in wrt):
+        return list(wrt)
+    return wrt_inputs(model, wrt)
+
+
+def tensors(model: ir.Model) -> dict[str, Value]:
+    """Every input and computed tensor by name."""
+    computed = {v.name or "": v for node in model.graph for v in node.outputs if v.name}
+    return computed | {v.name or "": v for v in model.graph.inputs}
+
+
+def last_spatial(model: ir.Model, target: Value, wrt: Iterable[str]) -> Value:
+    """The last tensor with positions on the way to the target that a weighted operator, a sum or an activation made.
+
+    [N, C, *spatial] with more than one position: what CAMs look at, and where sections of relevance begin (methods.md §3).
+    TargetError where there is none.
+    """
+    active, live = activity(model, wrt)
+    for node in reversed(nodes_between(model, [target], active, live)):
+        operation = Operation.of(node, active[id(node)], model.graph.opset_imports.get("", 0))
+        found, y = find(operation), operation.y
+        if found is None or y.shape is None or rank(y) < 3 or math.prod(d or 1 for d in dims(y)[2:]) < 2:
+            continue
+        role = found.role(operation)
+        made = isinstance(role, (Pointwise, Sum)) or (
+            isinstance(role, Linear) and role.kind in ("weighted", "normalisation")
+        )
+        if made and y is not target and _from_windows(operation, active, model):
+            return y
+    raise TargetError(
+        f"No tensor with spatial positions leads to {target.name!r}; name the layer to look at (`-O layer=NAME`)."
+    )
+
+
+def _from_windows(operation: Operation, active: Active, model: ir.Model) -> bool:
+    """Whether a windowed operator lies at or above this one: its axes behind the second are positions, not features."""
+    waiting, seen = [operation.y], set[int]()
+    while waiting:
+        node = waiting.pop().producer()
+        if node is None or id(node) in seen or id(node) not in active:
+            continue
+        seen.add(id(node))
+        if _windowed(node):
+            return True
+        waiting.extend(v for v in node.inputs if v is not None)
+    return False
+
+
 def activity(model: ir.Model, wrt: Iterable[str]) -> tuple[Active, set[int]]:
     """Which operands of each node depend on an explained input: {id(node): positions}, and {id(value)} of all that do."""
-    names = set(wrt)
-    live = {id(v) for v in model.graph.inputs if v.name in names}
+    known = tensors(model)
+    live = {id(known[name]) for name in wrt if name in known}
     active: dict[int, frozenset[int]] = {}
     version = model.graph.opset_imports.get("", 0)
     for node in model.graph:

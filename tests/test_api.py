@@ -337,7 +337,7 @@ def test_a_rule_on_a_node_of_another_role_says_so() -> None:
 def test_a_registered_method_is_a_method_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     from onnx_explain import methods
 
-    monkeypatch.setattr(methods, "METHODS", dict(METHODS))
+    monkeypatch.setattr(methods.registry, "METHODS", dict(METHODS))
 
     @register_method("mine", "ε everywhere, strongly", "ours")
     def _mine(strength: float = 0.1) -> Composite:

@@ -330,7 +330,7 @@ def image(w: str, x: str) -> str:
 def _weighted_table() -> str:
     rows: dict[tuple[str, ...], list[str]] = {}
     for m in METHODS.values():
-        composite = m.composite({})
+        composite = m.procedure({})
         conv1, dense1, *rest = (_asked(composite, place) for place in list(PLACES)[:WEIGHTED])
         first = conv1 if conv1 == dense1 else f"{conv1} ({dense1})"
         rows.setdefault((first, *rest), []).append(f"`{m.name}`")
@@ -341,7 +341,7 @@ def _weighted_table() -> str:
 def _other_table() -> str:
     rows: dict[tuple[str, ...], list[str]] = {}
     for m in METHODS.values():
-        composite = m.composite({})
+        composite = m.procedure({})
         cells = [_asked(composite, place) for place in list(PLACES)[WEIGHTED:]]
         if composite.batch_norm == "fold" and cells[0] != "gradient":
             cells[0] = f"folded, else {cells[0]}"
@@ -358,7 +358,7 @@ def _other_table() -> str:
 def _notes() -> str:
     notes = []
     for m in METHODS.values():
-        composite = m.composite({})
+        composite = m.procedure({})
         said = []
         if composite.result != "as-is":
             said.append(
@@ -373,7 +373,7 @@ def _notes() -> str:
             said.append("hands the last layer the score's gradient; everything above it is differentiated")
         if said:
             notes.append(f"`{m.name}` {' and '.join(said)}.")
-    published = METHODS["rap"].composite({"variant": "published"})
+    published = METHODS["rap"].procedure({"variant": "published"})
     notes.append(
         "`rap` with `variant=published` drops relevance where an output of MaxPool, an operand of Concat or an input of "
         f"BatchNormalization is exactly zero, as the release does, and sees through BatchNormalization (`{published.batch_norm}`) "

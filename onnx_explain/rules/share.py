@@ -25,7 +25,8 @@ class Step:
     `proxy` is; `proxy` stands for y wherever r is not zero (the output of the Relu behind it, which the runtime has
     fused), and is known non-negative where `rectified`. `nonnegative[i]`: operand i cannot be negative.
     `accounting`: absorbed relevance is asked for. `bias`: the linear operator's bias, broadcastable to y. `score`: the
-    explained value per sample, where the seed is one and a rule would otherwise start at the score.
+    explained value per sample, where the seed is one and a rule would otherwise start at the score. `reference`: a value's
+    twin in the forward pass on the composite's baseline.
     """
 
     node: Operation
@@ -38,6 +39,7 @@ class Step:
     accounting: bool = False
     bias: Value | None = None
     score: Value | None = None
+    reference: Callable[[Value], Value] | None = None
 
     @property
     def r(self) -> Value:

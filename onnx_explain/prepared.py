@@ -1,0 +1,222 @@
+"""A model read once: its canonical form per choice of input shapes, the sessions made of it, and runs in chunks of samples.
+
+What is computed is not decided here; every way of explaining runs its graphs through this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_explain import feeds as feeding
+from onnx_explain.backends import onnx as backends
+from onnx_explain.backends.reference import Reference
+from onnx_explain.errors import ExplainError, InputError, ModelError
+from onnx_explain.ir.canonicalize import Shapes, canonicalize
+from onnx_explain.ir.model import Loaded, first_line
+from onnx_explain.ir.view import dims
+from onnx_explain.ir.widen import as_float64
+from onnx_explain.relevance import RelevanceGraph
+from onnx_explain.target import Parsed
+
+Array = npt.NDArray[Any]
+Backend = Literal["onnx", "reference"]
+OLDEST = 7  # the oldest opset that ONNX Runtime promises to run
+
+
+@dataclass(frozen=True)
+class Built:
+    """Relevance graphs that share one model, and what runs it."""
+
+    graphs: tuple[RelevanceGraph, ...]
+    runner: backends.Runner
+
+    @property
+    def graph(self) -> RelevanceGraph:
+        """The first (often the only) graph."""
+        return self.graphs[0]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one way of explaining found for one batch, before it is told as an `Explanation`.
+
+    relevance: per input (or the tensor explained at), that tensor's shape. outputs: the model's own. index: int64 [N],
+    score [N]: what was explained. seeded, absorbed: float64 [N], what should arrive and what did not. completeness:
+    float64 [N], Σ relevance - (score - score of the baseline), of methods that promise it is zero. layer: where gradients
+    turned into relevance. values: what the relevance is of, where that is no input.
+    """
+
+    relevance: dict[str, Array]
+    outputs: dict[str, Array]
+    explained: str
+    index: Array
+    score: Array
+    seeded: Array
+    absorbed: Array
+    by_sample: bool = True
+    kept: dict[str, Array] = field(default_factory=dict)
+    values: dict[str, Array] = field(default_factory=dict)
+    completeness: Array | None = None
+    layer: str | None = None
+
+
+class Prepared:
+    """A model ready to be explained. `batch_size`: samples that run at once; `threads`: ONNX Runtime's."""
+
+    def __init__(
+        self, source: Loaded, *, backend: Backend, batch_size: int | None, threads: int | None, input_shapes: Shapes
+    ) -> None:
+        self.source, self.backend, self.batch_size, self.threads = source, backend, batch_size, threads
+        self.takes = feeding.inputs_of(source.model)
+        self._shapes = dict(input_shapes)
+        self._canonical: dict[Hashable, ir.Model] = {}
+        self._known: dict[Hashable, Any] = {}
+        if source.model.graph.opset_imports.get("", OLDEST) < OLDEST and backend == "onnx":
+            _runs(source.model)
+        if not self.needs_shapes or self._shapes:
+            self.canonical()  # a malformed model is refused here, not at the first call
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything runs in float64."""
+        return self.backend == "reference"
+
+    @property
+    def needs_shapes(self) -> bool:
+        """Whether an input leaves more than its batch open."""
+        return any(t.shape is None or any(d is None for d in t.shape[1:]) for t in self.takes.values())
+
+    def feeds(self, x: Array | Mapping[str, Array]) -> dict[str, Array]:
+        """One checked array per input; InputError."""
+        return feeding.checked(self.takes, x, wide=self.exact)
+
+    def canonical(self, feeds: Mapping[str, Array] | None = None) -> ir.Model:
+        """The model in canonical form for inputs of these shapes; do not change it."""
+        shapes = self._shapes_of(feeds)
+        if shapes not in self._canonical:
+            with foreseen():
+                self._canonical[shapes] = canonicalize(self.source.model, {**self._shapes, **dict(shapes)})
+        return self._canonical[shapes]
+
+    def model(self, feeds: Mapping[str, Array]) -> ir.Model:
+        """The canonical model in the precision that the backend computes in; do not change it."""
+        model = self.canonical(feeds)
+        return self.once(("model", self._shapes_of(feeds)), lambda: as_float64(model)) if self.exact else model
+
+    def runner(self, model: ir.Model) -> backends.Runner:
+        """What runs a model; composites are expanded."""
+        with foreseen():
+            lowered = backends.lower(model)
+        return Reference(lowered) if self.exact else backends.Session(lowered, threads=self.threads)
+
+    def built(
+        self, key: Hashable, feeds: Mapping[str, Array], make: Callable[[ir.Model], list[RelevanceGraph]]
+    ) -> Built:
+        """The graphs that `make` writes for inputs of these shapes, with their session; made once per `key`."""
+
+        def fresh() -> Built:
+            with foreseen():
+                graphs = make(self.model(feeds))
+            return Built(tuple(graphs), self.runner(graphs[0].model))
+
+        built: Built = self.once((key, self._shapes_of(feeds)), fresh)
+        return built
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returned the first time it was called under this key."""
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+    def samples(self, feeds: Mapping[str, Array], explained: list[str]) -> tuple[list[str], int]:
+        """The inputs whose axis 0 counts samples, and how many samples there are."""
+        by_sample = feeding.sampled(self.takes, explained)
+        return by_sample, feeding.count(feeds, by_sample)
+
+    def indices(self, graph: RelevanceGraph, target: Parsed, count: int) -> Array:
+        """The target's index per sample: int64 [count]; TargetError."""
+        return target.indices(count, graph.classes, graph.explained_shape, graph.explained, by_sample=graph.by_sample)
+
+    def run(
+        self,
+        built: Built,
+        feeds: Mapping[str, Array],
+        rows: Mapping[str, Array],
+        *,
+        by_sample: list[str],
+        count: int,
+    ) -> backends.Arrays:
+        """All samples, in chunks where the model's batch is fixed or `batch_size` asks for it.
+
+        `rows`: further inputs of the graph, with one entry per sample where the explained tensor keeps samples apart; what
+        has another length is fed whole to every chunk.
+        """
+        apart = built.graph.by_sample
+        chunks = []
+        for part in self.chunks(built, by_sample=by_sample, count=count):
+            fed = {n: a[part] if n in by_sample else a for n, a in feeds.items()}
+            fed |= {n: a[part] if apart and a.ndim and len(a) == count else a for n, a in rows.items()}
+            chunks.append(built.runner.run(fed))
+        if len(chunks) == 1:
+            return chunks[0]
+        return {n: np.concatenate([np.atleast_1d(c[n]) for c in chunks]) for n in chunks[0]}
+
+    def chunks(self, built: Built, *, by_sample: list[str], count: int) -> list[slice]:
+        """Which samples run at once; InputError where the model's fixed batch does not allow this many."""
+        values = [v for v in built.graph.model.graph.inputs if v.name in by_sample]
+        fixed = next((d for v in values for d in dims(v)[:1] if d is not None), None)
+        size = fixed or self.batch_size or max(count, 1)
+        if fixed is not None and count % fixed:
+            raise InputError(
+                f"The model's batch is fixed to {fixed}, so the number of samples must be a multiple of it, not {count}."
+            )
+        if not built.graph.by_sample:
+            if size < count:
+                raise InputError(
+                    f"Output {built.graph.explained!r} does not keep the samples apart, so all of them run at once: "
+                    f"{count} do not fit the batch of {size}."
+                )
+            size = count
+        return [slice(start, start + size) for start in range(0, count, size)]
+
+    def _shapes_of(self, feeds: Mapping[str, Array] | None) -> tuple[tuple[str, tuple[int | None, ...]], ...]:
+        if feeds is None or not self.needs_shapes:
+            return ()
+        return tuple(sorted((n, (None, *a.shape[1:])) for n, a in feeds.items() if a.ndim))
+
+
+def _runs(model: ir.Model) -> None:
+    """Refuse a file older than ONNX Runtime's own support that it cannot run: there is no prediction to explain."""
+    try:
+        backends.Session(model)
+    except ModelError as error:
+        version = model.graph.opset_imports.get("")
+        raise ModelError(
+            f"The model has opset {version}, too old to run: {error} Export it with opset 13 or later."
+        ) from error
+
+
+@contextmanager
+def foreseen() -> Iterator[None]:
+    """A file can be malformed in more ways than there are checks: what none of them caught is told as the model's fault."""
+    try:
+        yield
+    except ExplainError:
+        raise
+    except (MemoryError, RecursionError) as error:
+        raise ModelError(
+            "The model asks for more memory than there is, or is nested too deep; it may be damaged."
+        ) from error
+    except Exception as error:
+        kind = type(error).__name__
+        raise ModelError(
+            f"The model is malformed, or holds something unforeseen ({kind}: {first_line(error, 160)}); "
+            "if it runs elsewhere, please report it."
+        ) from error

@@ -1,0 +1,363 @@
+"""From a canonical model and composites to the relevance graph: the same graph and its backward halves.
+
+Several backward halves may share one forward pass. What lies on the way is `path`'s and `chain`'s affair, one walk back
+`walk`'s, where it starts `seed`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_explain.errors import InputError, MethodError, TargetError, UnsupportedOperator, suggest
+from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.splice import Twin
+from onnx_explain.ir.view import Operation, Value, dims, rank, shape_text
+from onnx_explain.methods import Assignment, Composite, Selector, Turned
+from onnx_explain.path import (
+    activity,
+    explained_tensor,
+    is_float,
+    last_spatial,
+    nodes_between,
+    nonnegative_values,
+    tensors,
+    wrt_tensors,
+)
+from onnx_explain.relevance.chain import Chain, Link, positions, role_of
+from onnx_explain.relevance.graph import Options, RelevanceGraph, Request, Row, verify
+from onnx_explain.relevance.seed import Start, Targets, samples, score_of, start
+from onnx_explain.relevance.walk import Setting, Walk, assignment
+from onnx_explain.rules import gradient
+
+_GRADIENT = Composite((Assignment(Selector(), gradient.adjoint, "gradient"),))
+
+
+def plan(model: ir.Model, composite: Composite, options: Options) -> tuple[list[Row], list[str]]:
+    """Node by node from target to input: role and rule; and the names of nodes without a room."""
+    target = explained_tensor(model, options.output, logits=options.logits)
+    active, live = activity(model, wrt_tensors(model, options.wrt))
+    version = model.graph.opset_imports.get("", 0)
+    nodes = nodes_between(model, [target], active, live)
+    links, missing = [], []
+    for node in nodes:
+        operation = Operation.of(node, active[id(node)], version)
+        try:
+            links.append(Link(operation, role_of(operation)))
+        except UnsupportedOperator:
+            missing.append(operation.name)
+    if not missing:
+        return list(build(model, composite, replace(options, accounting=False)).rows), []
+    known = {link.operation.name: link for link in positions(links, composite)}
+    rows = []
+    for node in reversed(nodes):
+        operation = Operation.of(node, active[id(node)], version)
+        shapes = ", ".join(shape_text(v) for v in node.inputs if v is not None and v.const_value is None)
+        outs = ", ".join(shape_text(v) for v in node.outputs)
+        link = known.get(operation.name)
+        role = type(link.role).__name__ if link is not None else "-"
+        label = None if link is None else "gradient" if link.head else assignment(composite, link).label
+        rows.append(Row(operation.name, operation.op_type, role, label, shapes, outs))
+    return rows, missing
+
+
+def build(model: ir.Model, composite: Composite, options: Options, *, method: str = "custom") -> RelevanceGraph:
+    """The relevance graph of a canonical model, which stays as it is.
+
+    Raises UnsupportedOperator, TargetError, InputError, ModelError.
+    """
+    return build_several(model, [Request(composite, options, method)])[0]
+
+
+def build_several(model: ir.Model, requests: Sequence[Request]) -> list[RelevanceGraph]:
+    """One graph with a backward half per request over a single forward pass; all results share their `model`.
+
+    Outputs of the first request have the plain names (``<input>_relevance``), those of others a number behind.
+    """
+    ground = _Ground.of(model.clone())
+    graphs = [_Half(ground, request).run() for request in requests]
+    ground.op.finish()
+    verify(ground.model)
+    return graphs
+
+
+def vector_jacobian(model: ir.Model, composite: Composite, wrt: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+    """The canonical model with inputs ``<output>_cotangent`` and outputs ``<input>_gradient``: Σ_outputs Jᵀ·cotangent."""
+    ground = _Ground.of(model.clone())
+    half = _Half(ground, Request(composite, Options(wrt=wrt, logits=False), "gradient"), outputs)
+    half.run_vjp()
+    ground.op.finish()
+    verify(ground.model)
+    return ground.model
+
+
+def relevance_of(model: ir.Model, composite: Composite, wrt: Sequence[str], output: str) -> ir.Model:
+    """As `vector_jacobian` for any composite: relevance that enters at `output` as ``<output>_cotangent``, of any values."""
+    return vector_jacobian(model, composite, wrt, [output])
+
+
+@dataclass
+class _Ground:
+    """The graph that backward halves are written into."""
+
+    model: ir.Model
+    op: Emitter
+    targets: Targets
+    nonnegative: set[int]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    tensors: dict[str, Value]
+    taken: set[str] = field(default_factory=set)
+
+    @staticmethod
+    def of(model: ir.Model) -> _Ground:
+        op = Emitter(model.graph)
+        inputs = tuple(v.name or "" for v in model.graph.inputs)
+        outputs = tuple(v.name or "" for v in model.graph.outputs)
+        return _Ground(model, op, Targets(op), nonnegative_values(model), inputs, outputs, tensors(model), op.names)
+
+    def output(self, value: Value, wished: str) -> str:
+        """Make a value a graph output under a free name."""
+        name = wished
+        names: Iterator[str] = (f"{wished}_{i}" for i in range(1, 1 << 30))
+        while name in self.taken:
+            name = next(names)
+        self.taken.add(name)
+        with self.op.serving(wished):
+            self.op.output(value, name, value)
+        return name
+
+
+class _Half:
+    """One backward half."""
+
+    def __init__(self, ground: _Ground, request: Request, targets: Sequence[str] | None = None) -> None:
+        self.ground, self.op, self.model = ground, ground.op, ground.model
+        self.composite, self.options, self.method = request.composite, request.options, request.method
+        self.wrt = wrt_tensors(self.model, self.options.wrt)
+        self.sources = [ground.tensors[name] for name in self.wrt]
+        names = [self.options.output] if targets is None else list(targets)
+        self.targets = [explained_tensor(self.model, name, logits=self.options.logits) for name in names]
+        self.target = self.targets[0]
+        self.kept = {name: self._tensor(name, "relevance could be kept") for name in self.options.keep}
+        self.at = None if self.options.at is None else self._tensor(self.options.at, "relevance could be explained")
+
+    def run(self) -> RelevanceGraph:
+        """Write the backward half and its outputs."""
+        if not self.wrt:
+            raise InputError(
+                "The model has no float input, and integers carry no relevance; explain a model from its embeddings on."
+            )
+        y = self.target
+        by_sample = self._by_sample(y)
+        begun = start(self.op, y, self.ground.targets.input(self.options.slot), by_sample=by_sample)
+        reports = {"score": begun.score, "index": begun.index}
+        twin = self._twin()
+        if twin is not None:
+            reports["reference"] = score_of(self.op, begun, twin(y), by_sample=by_sample)
+        layer = None
+        if self.composite.turn is not None:
+            layer = self._layer()
+            walk, relevance = self._turned(begun, layer, by_sample)
+        else:
+            walk = self._walk([y], begun, twin)
+            self._seeded(walk, begun)
+            walk.run()
+            relevance = {v.name or "": self._result(walk, v, twin) for v in self._ends()}
+        kept = {name: walk.finished(v) for name, v in self.kept.items() if name not in relevance}
+        if self.options.accounting:
+            reports["absorbed"] = walk.lost(begun.score)
+        return self._assemble(relevance, kept, reports, walk.rows, by_sample, layer)
+
+    def run_vjp(self) -> None:
+        """The walk with one cotangent per output in place of a seed."""
+        walk = self._walk(self.targets, None, None)
+        for value in self.targets:
+            walk.start(value, self.op.input(f"{value.name}_cotangent", value))
+        walk.run()
+        for name, source in zip(self.wrt, self.sources):
+            self.op.output(self._result(walk, source, None), f"{name}_gradient", source)
+
+    # -- the ends of the way
+
+    def _tensor(self, name: str, what: str) -> Value:
+        found = self.ground.tensors.get(name)
+        if found is None:
+            raise TargetError(f"The model has no tensor {name!r} whose {what}.{suggest(name, self.ground.tensors)}")
+        if not is_float(found):
+            raise TargetError(f"Tensor {name!r} holds {found.dtype}, which carries no relevance; name a float tensor.")
+        return found
+
+    def _ends(self) -> list[Value]:
+        return self.sources if self.at is None else [self.at]
+
+    def _by_sample(self, y: Value) -> bool:
+        """Whether axis 0 counts samples: it is open, or as long as the first input's."""
+        first = next((v for v in self.sources if v.shape is not None and len(v.shape)), None)
+        if rank(y) == 0:
+            return False
+        return dims(y)[0] is None or (first is not None and dims(first)[0] == dims(y)[0])
+
+    def _classes(self, by_sample: bool) -> int | None:
+        sizes = dims(self.target)[1:] if by_sample else dims(self.target)
+        return None if any(d is None for d in sizes) else int(np.prod([d or 1 for d in sizes], dtype=np.int64))
+
+    # -- one walk
+
+    def _walk(self, targets: Sequence[Value], begun: Start | None, twin: Twin | None) -> Walk:
+        """The walk from the targets to the inputs, or to the tensor `at`."""
+        active, live = activity(self.model, self.wrt)
+        held = [*self.kept.values(), *([self.at] if self.at is not None else [])]
+        links = Chain(self.model, self.op, self.composite, self.method, held).links(targets, active, live)
+        ends = {id(v) for v in self._ends()}
+        if self.at is not None:
+            if id(self.at) not in live or not any(self.at is v for n in links for v in n.operation.inputs):
+                raise TargetError(
+                    f"Tensor {self.options.at!r} does not lie between {', '.join(map(repr, self.wrt))} and "
+                    f"{self.target.name!r}; `onnx-explain check` lists the tensors on that way."
+                )
+            _, live = activity(self.model, [self.options.at or ""])
+            links = [n for n in links if any(id(n.operation.inputs[i]) in live for i in n.operation.active)]
+        if not links and not any(id(v) in ends for v in targets):
+            raise TargetError(
+                f"Output {self.target.name!r} does not depend on {', '.join(map(repr, self.wrt))}; name another output."
+            )
+        return Walk(self.op, self.composite, links, self._setting(begun, live, twin))
+
+    def _setting(self, begun: Start | None, live: set[int], twin: Twin | None) -> Setting:
+        y = self.target
+        return Setting(
+            self.sources[0],
+            samples(y, self._by_sample(y)),
+            self.ground.nonnegative,
+            live,
+            accounting=self.options.accounting,
+            score=begun.score if begun is not None and self.options.seed == "one" else None,
+            reference=twin,
+        )
+
+    def _seeded(self, walk: Walk, begun: Start) -> None:
+        """Relevance enters at the target: the score itself, one, or a gradient that becomes relevance further down."""
+        op, y, links = self.op, self.target, walk.links
+        # without a weighted operator on the way there is no first propagation: relevance starts at the target
+        starts_last = self.composite.first_propagation and any(n.last for n in links)
+        with op.serving("target"):
+            flat = begun.one_hot(op, value=not (self.options.seed == "one" or starts_last))
+            if self.composite.positive_seed:
+                alive = op.Cast(op.Greater(begun.score, op.constant(0.0, like=y)), to=int(y.dtype or 1))
+                flat = op.Mul(flat, op.Unsqueeze(alive, op.ints(1)))
+            seed = op.reshape_like(flat, y)
+        walk.start(y, seed, gradient=self.composite.first_propagation and any(n.head or n.last for n in links))
+
+    def _result(self, walk: Walk, value: Value, twin: Twin | None) -> Value:
+        r = walk.finished(value)
+        op, result = self.op, self.composite.result
+        with op.serving(f"{value.name}"):
+            if result == "absolute":
+                return op.typed(op.Abs(r), value)
+            if result == "times-input":
+                return op.typed(op.Mul(r, value), value)
+            if result == "times-difference" and twin is not None:
+                return op.typed(op.Mul(r, op.Sub(value, twin(value))), value)
+        return r
+
+    def _twin(self) -> Twin | None:
+        """The second forward pass, on the composite's baseline."""
+        baseline = self.composite.baseline
+        if baseline is None:
+            return None
+        with self.op.serving("baseline"):
+            inputs = {n: baseline.emit(self.op, v, n) for n, v in zip(self.wrt, self.sources)}
+        return Twin(self.model.graph, self.op, inputs)
+
+    # -- methods that turn at an inner layer
+
+    def _layer(self) -> Value:
+        turn = self.composite.turn
+        if turn is not None and turn.layer is not None:
+            return self._tensor(turn.layer, "gradient could be taken")
+        if turn is not None and turn.spread is not None and self.at is not None:
+            return self.at
+        return last_spatial(self.model, self.target, self.wrt)
+
+    def _turned(self, begun: Start, layer: Value, by_sample: bool) -> tuple[Walk, dict[str, Value]]:
+        """The scores' gradients at the layer, the relevance they make there, and what becomes of it."""
+        op, turn = self.op, self.composite.turn
+        if turn is None:
+            raise ValueError("a composite without a turn")
+        indices = begun.hostile(op, turn.hostile, self._classes(by_sample))
+        with op.serving(f"{layer.name}"):
+            gradients = [self._gradient(begun, layer, None), *(self._gradient(begun, layer, i) for i in indices)]
+            other = [op.Cast(op.Not(op.Equal(i, begun.index)), to=int(layer.dtype or 1)) for i in indices]
+            turned = Turned(layer, gradients[0], tuple(gradients[1:]), tuple(other))
+            r = op.typed(turn.combine(op, turned), layer)
+            explained = op.Cast(op.GreaterOrEqual(begun.index, op.ints(0)), to=int(layer.dtype or 1))
+            r = op.typed(op.Mul(r, op.Reshape(explained, op.ints(-1, *[1] * (rank(layer) - 1)))), layer)
+        if turn.spread is None:
+            walk = self._walk([layer], begun, None) if self.at is not layer else self._standing(begun, layer)
+            walk.start(layer, r)
+            walk.run()
+            return walk, {v.name or "": self._result(walk, v, None) for v in self._ends()}
+        walk = self._standing(begun, layer)
+        walk.start(layer, r)
+        if self.at is not None:
+            if self.at is not layer:
+                raise MethodError(
+                    f"Method {self.method!r} is explained at its layer {layer.name!r}, not at {self.options.at!r}; "
+                    "give the same name as `layer` and `at`."
+                )
+            return walk, {layer.name or "": r}
+        with op.serving("map"):
+            return walk, {n: op.typed(turn.spread(op, r, v), v) for n, v in zip(self.wrt, self.sources)}
+
+    def _standing(self, begun: Start, layer: Value) -> Walk:
+        """A walk of no steps: relevance stays where it enters."""
+        return Walk(self.op, self.composite, [], self._setting(begun, {id(layer)}, None))
+
+    def _gradient(self, begun: Start, layer: Value, index: Value | None) -> Value:
+        """The gradient of one element's score by the layer."""
+        op, y = self.op, self.target
+        active, live = activity(self.model, [layer.name or ""])
+        links = Chain(self.model, op, _GRADIENT, self.method).links([y], active, live)
+        if not links and layer is not y:
+            raise TargetError(
+                f"The explained tensor {y.name!r} does not depend on the layer {layer.name!r}; name another layer."
+            )
+        walk = Walk(op, _GRADIENT, links, replace(self._setting(begun, live, None), accounting=False))
+        walk.start(y, op.reshape_like(begun.one_hot(op, index), y))
+        walk.run()
+        return walk.finished(layer)
+
+    # -- the result
+
+    def _assemble(
+        self,
+        relevance: dict[str, Value],
+        kept: dict[str, Value],
+        reports: dict[str, Value],
+        rows: Sequence[Row],
+        by_sample: bool,
+        layer: Value | None,
+    ) -> RelevanceGraph:
+        ground, told = self.ground, self.options.accounting
+        return RelevanceGraph(
+            model=self.model,
+            inputs=ground.inputs,
+            outputs=ground.outputs,
+            relevance={n: ground.output(v, f"{n}_relevance") for n, v in relevance.items()},
+            kept={n: ground.output(v, f"{n}_relevance") for n, v in kept.items()},
+            target_input=ground.targets.input(self.options.slot).name or "",
+            explained=self.target.name or "",
+            classes=self._classes(by_sample),
+            by_sample=by_sample,
+            explained_shape=tuple(dims(self.target)),
+            reports={n: ground.output(v, f"explain_{n}") for n, v in reports.items()} if told else {},
+            rows=tuple(rows),
+            values={self.at.name or "": ground.output(self.at, f"{self.at.name}_value")}
+            if told and self.at is not None
+            else {},
+            layer=None if layer is None else layer.name,
+        )

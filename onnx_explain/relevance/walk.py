@@ -1,0 +1,201 @@
+"""One walk back along a chain of nodes: what relevance has come to each value, and one step of a rule at a time.
+
+Relevance is added up per tensor, and has that tensor's shape and dtype throughout. Which rule a node gets is the
+composite's affair, what an operator is its room's; nothing here looks at an operator's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from onnx_explain.errors import VerificationError
+from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.view import Value, dims, rank, shape_text
+from onnx_explain.methods import Assignment, Composite
+from onnx_explain.operators.roles import Pointwise, zeros_like
+from onnx_explain.relevance.chain import Link
+from onnx_explain.relevance.graph import Row
+from onnx_explain.rules import gradient
+from onnx_explain.rules.share import Shares, Step
+
+
+@dataclass(frozen=True)
+class Part:
+    """One contribution to a tensor's relevance; `zero_with`: it is zero wherever that value is. `gradient`: it is the
+    score's derivative still (above the first propagation).
+    """
+
+    r: Value
+    zero_with: Value | None = None
+    gradient: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a walk is told besides its nodes.
+
+    `source`: the first explained input, whose axis 0 counts the samples; `samples`: how many, as far as known. `live`: {id}
+    of the values that relevance is meant to reach; what goes elsewhere is counted as absorbed. `score`: the explained
+    value, where relevance starts at one. `reference`: a value's twin on the baseline.
+    """
+
+    source: Value
+    samples: int | str
+    nonnegative: set[int]
+    live: set[int]
+    accounting: bool = False
+    score: Value | None = None
+    reference: Callable[[Value], Value] | None = None
+
+
+def assignment(composite: Composite, link: Link) -> Assignment:
+    """The composite's row for a link."""
+    return composite.rule(link.operation, link.role, first=link.first, last=link.last)
+
+
+class Walk:
+    """The state of one walk."""
+
+    def __init__(self, op: Emitter, composite: Composite, links: Sequence[Link], setting: Setting) -> None:
+        self.op, self.composite, self.links, self.setting = op, composite, links, setting
+        self.parts: dict[int, list[Part]] = {}
+        self.absorbed: list[Value] = []
+        self.rows: list[Row] = []
+
+    def start(self, value: Value, r: Value, *, gradient: bool = False) -> None:
+        """Relevance `r` enters at `value`."""
+        self.parts.setdefault(id(value), []).append(Part(r, None, gradient))
+
+    def run(self) -> None:
+        """Down to where the chain begins."""
+        for link in reversed(self.links):
+            self._step(link)
+
+    def finished(self, value: Value) -> Value:
+        """All relevance that came to a value; zeros where none did."""
+        with self.op.serving(f"{value.name}"):
+            total = self._total(value, gradient_here=False)
+            return total.r if total is not None else zeros_like(self.op, value)
+
+    def per_sample(self, value: Value) -> Value:
+        """The sum over each sample: [N]."""
+        op, source = self.op, self.setting.source
+        n = rank(value)
+        if n == 0:
+            return op.Reshape(value, op.ints(1))
+        first = source.shape
+        batch = str(first[0]) if first is not None and len(first) else "1"
+        if value.shape is not None and str(value.shape[0]) == batch:
+            return op.ReduceSum(value, op.ints(*range(1, n)), keepdims=0) if n > 1 else value
+        count = dims(source)[0] if rank(source) else 1
+        size = op.ints(count) if count is not None else op.Shape(source, start=0, end=1)
+        flat = op.Reshape(value, op.Concat(size, op.ints(-1), axis=0))
+        return op.ReduceSum(flat, op.ints(1), keepdims=0)
+
+    def lost(self, score: Value) -> Value:
+        """All that was absorbed, per sample: [N]."""
+        with self.op.serving("absorbed"):
+            parts = [self.per_sample(v) for v in self.absorbed]
+            if not parts:
+                return self.op.typed(self.op.Mul(score, 0.0), score)
+            total = parts[0]
+            for part in parts[1:]:
+                total = self.op.Add(total, part)
+            return total
+
+    # -- one step back
+
+    def _step(self, link: Link) -> None:
+        op, operation = self.op, link.operation
+        if not any(self.parts.get(id(v)) for v in operation.outputs):
+            return
+        with op.serving(operation.name, node=operation.name, operator=operation.op_type):
+            gradient_here = self.composite.first_propagation and (link.head or link.last)
+            rs = tuple(self._total(v, gradient_here) for v in operation.outputs)
+            label, step, shares = self._shares(link, rs, gradient_here)
+        role = type(link.role).__name__
+        shapes = ", ".join(shape_text(operation.input(i)) for i in sorted(operation.active))
+        for taken in reversed(link.fused):
+            told = f"folded into {operation.name}"
+            self.rows.append(Row(taken.name, taken.op_type, "-", told, shape_text(taken.x), shape_text(taken.y)))
+        self.rows.append(Row(operation.name, operation.op_type, role, label, shapes, shape_text(operation.y)))
+        self.absorbed.extend(shares.absorbed)
+        for k, r in shares.inputs.items():
+            self._receive(link, step, k, r, shares)
+
+    def _shares(self, link: Link, rs: tuple[Part | None, ...], gradient_here: bool) -> tuple[str, Step, Shares]:
+        operation, setting = link.operation, self.setting
+        main = rs[0]
+        proxy = main.zero_with if main is not None and main.zero_with is not None else operation.y
+        step = Step(
+            operation,
+            link.role,
+            tuple(p.r if p is not None else None for p in rs),
+            proxy,
+            sparse=main is not None and main.zero_with is not None,
+            rectified=id(proxy) in setting.nonnegative,
+            nonnegative=frozenset(i for i in operation.active if id(operation.inputs[i]) in setting.nonnegative),
+            accounting=setting.accounting and not gradient_here,
+            bias=link.bias,
+            score=setting.score,
+            reference=setting.reference,
+        )
+        if link.head:
+            return "gradient", step, gradient.adjoint(self.op, step)
+        row = assignment(self.composite, link)
+        shares = row.rule(self.op, step)
+        if step.accounting and getattr(step.role, "leaks", False) and not shares.absorbed:
+            shares = replace(shares, absorbed=self._dropped(step, shares))
+        return row.label, step, shares
+
+    def _dropped(self, step: Step, shares: Shares) -> list[Value]:
+        """What a rearrangement or selection leaves to constants or in a border: the difference says it."""
+        left = [self.per_sample(r) for r in step.rs if r is not None]
+        left += [self.op.Neg(self.per_sample(r)) for r in shares.inputs.values()]
+        for value in left:
+            value.shape = ir.Shape([self.setting.samples])
+        return left
+
+    def _receive(self, link: Link, step: Step, k: int, r: Value, shares: Shares) -> None:
+        x = step.node.input(k)
+        if r.dtype != x.dtype or (r.shape is not None and x.shape is not None and len(r.shape) != len(x.shape)):
+            raise VerificationError(
+                f"{step.node.where}: relevance of {x.name!r} came back as {r.dtype} {shape_text(r)}, not {x.dtype} {shape_text(x)}."
+            )
+        if r.shape is None:
+            self.op.typed(r, x)
+        if id(x) not in self.setting.live:
+            if step.accounting:
+                self.absorbed.append(r)
+            return
+        zero_with: Value | None = None
+        if k in shares.sparse:
+            rectifies = isinstance(link.role, Pointwise)
+            if not rectifies:
+                zero_with = x
+            elif link.role.rectifier and r is step.r:  # type: ignore[union-attr]
+                zero_with = step.proxy
+        self.parts.setdefault(id(x), []).append(Part(r, zero_with, link.head))
+
+    def _total(self, value: Value, gradient_here: bool) -> Part | None:
+        """The sum of what came to a value; a derivative becomes relevance (times the value) where the head ends."""
+        parts = self.parts.get(id(value))
+        if not parts:
+            return None
+        if not gradient_here:
+            parts = [self._as_relevance(value, p) for p in parts]
+        r = parts[0].r
+        for part in parts[1:]:
+            r = self.op.typed(self.op.Add(r, part.r), value)
+        same = {id(p.zero_with) for p in parts}
+        zero_with = parts[0].zero_with if len(same) == 1 else None
+        self.parts[id(value)] = [Part(r, zero_with, parts[0].gradient)]
+        return self.parts[id(value)][0]
+
+    def _as_relevance(self, value: Value, part: Part) -> Part:
+        if not part.gradient or not self.composite.first_propagation:
+            return part
+        return Part(self.op.typed(self.op.Mul(value, part.r), value), value)
