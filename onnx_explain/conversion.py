@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_explain import feeds
 from onnx_explain.backends.onnx import Session
 from onnx_explain.errors import VerificationError
+from onnx_explain.explanation import plain_option
 from onnx_explain.ir.model import Loaded, serialise
 from onnx_explain.relevance import RelevanceGraph
 from onnx_explain.version import __version__
@@ -30,7 +31,9 @@ def describe(
         {
             "onnx_explain.version": __version__,
             "onnx_explain.method": method,
-            "onnx_explain.options": json.dumps(dict(options), sort_keys=True, default=str),
+            "onnx_explain.options": json.dumps(
+                {name: plain_option(value) for name, value in options.items()}, sort_keys=True
+            ),
             "onnx_explain.seed": seed,
             "onnx_explain.target": graph.target_input,
             "onnx_explain.explained": graph.explained,
@@ -38,6 +41,8 @@ def describe(
             "onnx_explain.source_sha256": source.sha256,
         }
     )
+    if graph.layer is not None:
+        model.metadata_props["onnx_explain.layer"] = graph.layer
 
 
 def verify(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -136,7 +137,7 @@ class Explanation:
         return {
             "onnx_explain": __version__,
             "method": self.method,
-            "options": dict(self.options),
+            "options": {name: plain_option(value) for name, value in self.options.items()},
             "source_sha256": self.source,
             "explained": self.target.tensor,
             "target": [int(i) for i in self.target.index],
@@ -144,6 +145,8 @@ class Explanation:
             "conservation": [float(c) for c in self.conservation],
             "absorbed": [float(a) for a in self.absorbed],
             "seconds": self.seconds,
+            "completeness": None if self.completeness is None else [float(c) for c in self.completeness],
+            "layer": self.layer,
         }
 
     def _layout(self, name: str) -> str | None:
@@ -159,3 +162,17 @@ class Explanation:
         if name not in self.relevance:
             raise InputError(f"There is no relevance for an input {name!r}.{suggest(name, self.relevance)}")
         return name
+
+
+def plain_option(value: Any) -> Any:
+    """An option as plain data: an array by its shape, type and SHA-256, everything else that JSON lacks by its text."""
+    if isinstance(value, np.ndarray):
+        digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+        return {"shape": list(value.shape), "dtype": str(value.dtype), "sha256": digest}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(k): plain_option(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_option(v) for v in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

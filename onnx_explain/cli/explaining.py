@@ -1,4 +1,4 @@
-"""`explain`: inputs stream through in batches, one Explainer per method, and every finished input leaves its files.
+"""`explain`: inputs stream through in batches, all methods and targets at once, and every finished input leaves its files.
 
 What a file looks like is `results.py`'s affair, what a table looks like `console.py`'s.
 """
@@ -17,7 +17,7 @@ from onnx_explain.cli.arguments import Aim, aims, shared_options
 from onnx_explain.cli.results import Named, Record, Results
 from onnx_explain.data import Array, InputSpec, Layout, Preprocessing, Sample, find_inputs, load, sample_names
 from onnx_explain.errors import ExplainError, InputError
-from onnx_explain.explainer import Explainer
+from onnx_explain.explainer import Explainer, Explainers
 from onnx_explain.explanation import Explanation, Target
 from onnx_explain.ir.view import dims
 from onnx_explain.methods import METHODS, Seed, resolve
@@ -39,6 +39,7 @@ class Job:
     targets: Sequence[str] = ()
     output: str | None = None
     logits: bool = True
+    at: str | None = None
     keep: Sequence[str] = ()
     labels: Path | None = None
     preprocessing: Callable[[str | None], Preprocessing] | None = None  # from the preset that the model names
@@ -67,13 +68,12 @@ def run(job: Job, progress: Progress | None = None) -> Finished:
 
     paths = find_inputs(job.inputs)
     explainers = _explainers(job)
-    first = next(iter(explainers.values()))
-    _check_explainable(first, job.keep)
-    labels = labels_of(first, job.labels)
+    _check_explainable(explainers, [*job.keep, *([job.at] if job.at else [])])
+    labels = labels_of(explainers, job.labels)
     wanted = aims(job.targets, labels)
-    specs = input_specs(first, job.input_shapes, job.layout)
+    specs = input_specs(explainers, job.input_shapes, job.layout)
     make = job.preprocessing or _default_preprocessing
-    samples = _samples(paths, specs, make(embedded_preset(first)), job.layout)
+    samples = _samples(paths, specs, make(embedded_preset(explainers)), job.layout)
     protected = [job.model, *paths, *([job.labels] if job.labels else [])]
     results = Results(
         job.out, protected, labels=labels, overlay=job.overlay, dark=job.dark, nested=job.folder_per_input
@@ -81,16 +81,18 @@ def run(job: Job, progress: Progress | None = None) -> Finished:
     records: list[Record] = []
     inputs = 0
     for batch in _batches(samples, _batch_size(job, specs)):
-        found = {
-            (name, aim): _explain(e, batch, aim, specs, job.layout) for name, e in explainers.items() for aim in wanted
-        }
+        found = _explain(explainers, batch, wanted, specs, job.layout)
         for i, (_, path, sample) in enumerate(batch):
-            named = [Named(name, aim.text, METHODS[name], one[i]) for (name, aim), one in found.items()]
+            named = [
+                Named(name, aim.text, METHODS[name], row[m][i])
+                for m, name in enumerate(explainers.methods)
+                for aim, row in zip(wanted, found)
+            ]
             records += results.write(sample, path, named, several_targets=len(wanted) > 1)
             inputs += 1
         if progress is not None:
             progress(batch[-1][0] + 1, len(paths))
-    return Finished(records, first.sha256, inputs, len(labels))
+    return Finished(records, explainers.sha256, inputs, len(labels))
 
 
 def _default_preprocessing(preset: str | None) -> Preprocessing:
@@ -99,20 +101,17 @@ def _default_preprocessing(preset: str | None) -> Preprocessing:
     return preprocessing(preset)
 
 
-def _explainers(job: Job) -> dict[str, Explainer]:
-    """One Explainer per method, by the method's own name, each once."""
+def _explainers(job: Job) -> Explainers:
+    """All methods of the job, each once, with the options that each has."""
     methods = {m.name: m for m in map(resolve, job.methods)}
     options = shared_options({name: m.options for name, m in methods.items()}, job.options)
-    return {
-        name: Explainer(
-            job.model, name, seed=job.seed, output=job.output, logits=job.logits, keep=job.keep, threads=job.threads,
-            input_shapes=job.input_shapes or None, **options[name],
-        )
-        for name in methods
-    }  # fmt: skip
+    return Explainers(
+        job.model, [(name, options[name]) for name in methods], seed=job.seed, output=job.output, logits=job.logits,
+        at=job.at, keep=job.keep, threads=job.threads, input_shapes=job.input_shapes or None,
+    )  # fmt: skip
 
 
-def _check_explainable(explainer: Explainer, keep: Sequence[str]) -> None:
+def _check_explainable(explainer: Explainer | Explainers, keep: Sequence[str]) -> None:
     """Refuse a model none of whose inputs can get relevance, unless an inner tensor's is asked for."""
     if keep or any(dtype.kind not in "biuOUS" for _, dtype in explainer.inputs.values()):
         return
@@ -127,7 +126,7 @@ def _check_explainable(explainer: Explainer, keep: Sequence[str]) -> None:
 
 
 def input_specs(
-    explainer: Explainer, shapes: Mapping[str, Sequence[int | None]], layout: Layout | None
+    explainer: Explainer | Explainers, shapes: Mapping[str, Sequence[int | None]], layout: Layout | None
 ) -> list[InputSpec]:
     """The model's inputs as data is fitted to them; the graph says where the channels are, where the shape does not."""
     specs = []
@@ -196,22 +195,26 @@ def _batch_size(job: Job, specs: Sequence[InputSpec]) -> int:
 
 
 def _explain(
-    explainer: Explainer, batch: _Batch, aim: Aim, specs: Sequence[InputSpec], layout: Layout | None
-) -> list[Explanation]:
-    """One explanation per sample of the batch."""
+    explainers: Explainers, batch: _Batch, wanted: Sequence[Aim], specs: Sequence[InputSpec], layout: Layout | None
+) -> list[list[list[Explanation]]]:
+    """Per target and method, one explanation per sample of the batch."""
     samples = [s for _, _, s in batch]
+    feeds, count = feeds_of(samples, specs)
+    found = explainers(feeds, [aim.target for aim in wanted])
+    axes = {s.name: {"NCHW": 1, "NHWC": 3}[layout] for s in specs if len(s.shape) == 4} if layout is not None else {}
+    told = [[replace(e, channel_axis={**e.channel_axis, **axes}) for e in row] for row in found]
+    return [[[single(e, i, count) for i in range(len(samples))] for e in row] for row in told]
+
+
+def feeds_of(samples: Sequence[Sample], specs: Sequence[InputSpec]) -> tuple[dict[str, Array], int]:
+    """The samples as one batch, and its size: a model of fixed batch gets its last batch filled up with the last sample."""
     fixed = next((s.shape[0] for s in specs if s.shape and s.shape[0] is not None), 1) or 1
-    # a model of fixed batch gets its last batch filled up with the last sample
-    filled = samples + samples[-1:] * (-len(samples) % fixed)
+    filled = [*samples, *list(samples[-1:]) * (-len(samples) % fixed)]
     feeds: dict[str, Array] = {
         s.name: np.concatenate([f.feeds[s.name] for f in filled]) if s.shape else samples[0].feeds[s.name]
         for s in specs
     }
-    whole = explainer(feeds, target=aim.target)
-    if layout is not None:
-        axes = {s.name: {"NCHW": 1, "NHWC": 3}[layout] for s in specs if len(s.shape) == 4}
-        whole = replace(whole, channel_axis={**whole.channel_axis, **axes})
-    return [single(whole, i, len(filled)) for i in range(len(samples))]
+    return feeds, len(filled)
 
 
 def single(whole: Explanation, i: int, count: int) -> Explanation:
@@ -230,6 +233,7 @@ def single(whole: Explanation, i: int, count: int) -> Explanation:
         seconds=whole.seconds / count,
         inputs=row(whole.inputs),
         kept=row(whole.kept),
+        completeness=None if whole.completeness is None else whole.completeness[i : i + 1],
     )
 
 

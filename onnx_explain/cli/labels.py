@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from onnx_explain.data import PRESETS, read_labels
-from onnx_explain.explainer import Explainer
+from onnx_explain.explainer import Explainer, Explainers
 
 
-def labels_of(explainer: Explainer, path: Path | None) -> list[str]:
+def labels_of(explainer: Explainer | Explainers, path: Path | None) -> list[str]:
     """The class names of a label file, or those in the model's metadata entry ``labels``, or none."""
     if path is not None:
         return read_labels(path)
@@ -22,7 +22,7 @@ def labels_of(explainer: Explainer, path: Path | None) -> list[str]:
     return [p.strip() for p in parsed] if named else []
 
 
-def embedded_preset(explainer: Explainer) -> str | None:
+def embedded_preset(explainer: Explainer | Explainers) -> str | None:
     """The preset in the model's metadata entry ``preprocessing``, where it is one of ours."""
     found = explainer.source_model.metadata_props.get("preprocessing", "")
     return found if found in PRESETS else None

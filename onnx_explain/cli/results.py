@@ -18,7 +18,7 @@ import numpy as np
 from onnx_explain import render
 from onnx_explain.data import Array, Sample
 from onnx_explain.errors import OutputError
-from onnx_explain.explanation import Explanation
+from onnx_explain.explanation import Explanation, plain_option
 from onnx_explain.methods import Method
 
 OVERVIEW = "overview.png"
@@ -41,7 +41,8 @@ class Record:
 
     index: of the explained element within the sample, flattened; element: its name. score: its value; probability: the
     output behind the Softmax or Sigmoid that the explained tensor feeds, where there is one. predicted: the arg-max.
-    conservation: see `Explanation`; without meaning where `conserves` is false. seconds: of the run, per sample.
+    conservation: see `Explanation`; without meaning where `conserves` is false. seconds: of the run, per sample; methods
+    that share a forward pass share it evenly. completeness, layer: see `Explanation`.
     """
 
     input: str
@@ -61,6 +62,8 @@ class Record:
     conservation: float
     absorbed: float
     seconds: float
+    completeness: float | None = None
+    layer: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
 
     classes: int | None = None  # entries of the explained tensor where it has one axis of them, as class scores have
@@ -179,7 +182,7 @@ class Results:
             input=str(source),
             name=sample.name,
             method=one.method,
-            options=dict(e.options),
+            options={name: plain_option(value) for name, value in e.options.items()},
             tensor=e.target.tensor,
             index=index,
             element=_element(e.target.tensor, index, shape),
@@ -193,6 +196,8 @@ class Results:
             conservation=float(e.conservation[0]),
             absorbed=float(e.absorbed[0]),
             seconds=e.seconds,
+            completeness=None if e.completeness is None else float(e.completeness[0]),
+            layer=e.layer,
             classes=values.size if single_axis and values is not None else None,
         )
 
