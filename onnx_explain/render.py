@@ -174,12 +174,14 @@ def figure_images(
     dark: bool = False,
     shared: bool = False,
     overlays: bool = False,
+    notes: Mapping[str, str] | None = None,
 ) -> Figure:
     """Return the picture uint8 [h, w, 3] (None: left out) and each heat map [H, W] side by side, under its title.
 
     columns: panels per row; by default what makes the figure a little wider than high.
     shared: one colour scale for all maps rather than one each.
     overlays: each map drawn over the picture rather than on white.
+    notes: a small line below the title of a map, by the map's name.
 
     Raises InputError: nothing to draw, a map that is not [H, W], NaN.
     """
@@ -187,11 +189,12 @@ def figure_images(
         if np.ndim(heat) != 2 or np.size(heat) == 0:
             raise InputError(f"The heat map {name!r} is {list(np.shape(heat))}, but it must have a height and a width.")
     limit = max(scale_of(heat) for heat in maps.values()) if shared and maps else None
-    panels = [] if picture is None else [("input", _checked_picture(picture))]
+    told = notes or {}
+    panels = [] if picture is None else [("input", "", _checked_picture(picture))]
     for name, heat in maps.items():
         over = picture if overlays else None
         drawn = colourise(normalise(heat, limit=limit)) if over is None else overlay(over, heat, limit=limit)
-        panels.append((name if np.any(heat) else f"{name} (zero everywhere)", drawn))
+        panels.append((name if np.any(heat) else f"{name} (zero everywhere)", told.get(name, ""), drawn))
     if not panels:
         raise InputError("There is nothing to draw: give a picture or at least one heat map.")
     note = "" if shared or len(maps) < 2 else "each map on its own scale"
@@ -306,9 +309,9 @@ def plot(
 
 def _figure_image(picture: Picture, heat: Array, title: str | None, dark: bool) -> Figure:
     panels = [
-        ("input", _checked_picture(picture)),
-        ("relevance", colourise(normalise(heat))),
-        ("relevance on input", overlay(picture, heat)),
+        ("input", "", _checked_picture(picture)),
+        ("relevance", "", colourise(normalise(heat))),
+        ("relevance on input", "", overlay(picture, heat)),
     ]
     return _panels(panels, title=title, columns=None, theme=_DARK if dark else _LIGHT, note="")
 
@@ -391,14 +394,16 @@ def _strip(*colours: str) -> Picture:
 
 
 def _panels(
-    panels: Sequence[tuple[str, Picture]], *, title: str | None, columns: int | None, theme: _Theme, note: str
+    panels: Sequence[tuple[str, str, Picture]], *, title: str | None, columns: int | None, theme: _Theme, note: str
 ) -> Figure:
-    height, width = panels[0][1].shape[:2]
+    height, width = panels[0][2].shape[:2]
     ratio = min(max(width / height, 0.25), 4.0)
     side = 3.6 if len(panels) <= 2 else 2.7 if len(panels) <= 6 else 2.1
     wide, high = max(1.3, side * math.sqrt(ratio)), max(0.6, side / math.sqrt(ratio))
-    titles = [_fit(name, wide, 8.5, 3) for name, _ in panels]
-    strip = 0.06 + 0.155 * max(t.count("\n") + 1 for t in titles)
+    titles = [_fit(name, wide, 8.5, 3) for name, _, _ in panels]
+    notes = [_fit(note, wide, 6.5, 2) if note else "" for _, note, _ in panels]
+    below = 0.125 * max(n.count("\n") + 1 if n else 0 for n in notes)
+    strip = 0.06 + 0.155 * max(t.count("\n") + 1 for t in titles) + below
     gap = 0.16
     if columns is not None and columns < 1:
         raise InputError(f"A figure of {columns} columns was asked for: use 1 or more.")
@@ -408,9 +413,11 @@ def _panels(
     legend = colourise(np.linspace(-1, 1, 255)[None])
     page = _Page(max(across, 4.4), rows * (high + strip + gap), title, theme, note=note, legend=legend)
     margin = (page.width - across) / 2 + gap
-    for i, (text, (_, rgb)) in enumerate(zip(titles, panels)):
+    for i, (text, small, (_, _, rgb)) in enumerate(zip(titles, notes, panels)):
         left, top = margin + (i % columns) * (wide + gap), (i // columns) * (high + strip + gap)
-        page.text(left + wide / 2, top + strip - 0.04, text, 8.5, va="bottom")
+        page.text(left + wide / 2, top + strip - below - 0.04, text, 8.5, va="bottom")
+        if small:
+            page.text(left + wide / 2, top + strip - below - 0.02, small, 6.5, va="top", muted=True)
         _draw_picture(page.axes(left, top + strip, wide, high), rgb, wide * _DPI)
     return page.figure
 

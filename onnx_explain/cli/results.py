@@ -115,7 +115,7 @@ class Results:
         stems = _stems(named, several_targets)
         records = []
         for one, stem in zip(named, stems):
-            record = self._record(sample, source, one)
+            record = record_of(sample, source, one, self._labels)
             files = self._maps(sample, one.explanation, record, (*parts,), stem)
             npz = self.path(*parts, f"{stem}.npz")
             one.explanation.save(npz)
@@ -141,7 +141,7 @@ class Results:
             render.save_png(path, _enlarged(render.colourise(render.normalise(heat))))
             if self._overlay:
                 over = self.path(*parts, f"{stem}{end}-overlay.png")
-                render.save_png(over, render.overlay(_shown(sample, e, name), heat))
+                render.save_png(over, render.overlay(shown(sample, e, name), heat))
                 files[f"overlay{end}"] = str(over)
         return files
 
@@ -164,45 +164,46 @@ class Results:
             path = self.path(*parts, OVERVIEW.replace(".", f"{end}."))
             title = sample.name if several else f"{sample.name}: {records[0].explained}"
             figure = render.figure_images(
-                _shown(sample, first, name), maps, title=title, dark=self._dark, overlays=False
+                shown(sample, first, name), maps, title=title, dark=self._dark, overlays=False
             )
             render.save_figure(figure, path)
             files[f"overview{end}"] = str(path)
         return files
 
-    # -- records
 
-    def _record(self, sample: Sample, source: Path, one: Named) -> Record:
-        e = one.explanation
-        index = int(e.target.index[0])
-        values, shape, behind = _entries(e)
-        predicted = int(values.argmax()) if values is not None and values.size else None
-        single_axis = shape is not None and sum(d != 1 for d in shape) <= 1
-        return Record(
-            input=str(source),
-            name=sample.name,
-            method=one.method,
-            options={name: plain_option(value) for name, value in e.options.items()},
-            tensor=e.target.tensor,
-            index=index,
-            element=_element(e.target.tensor, index, shape),
-            label=self._label(index) if single_axis else None,
-            score=float(e.target.score[0]),
-            probability=float(values[index]) if behind and values is not None else None,
-            predicted=predicted,
-            predicted_label=self._label(predicted) if single_axis else None,
-            predicted_element=None if predicted is None else _element(e.target.tensor, predicted, shape),
-            conserves=one.entry.conserves,
-            conservation=float(e.conservation[0]),
-            absorbed=float(e.absorbed[0]),
-            seconds=e.seconds,
-            completeness=None if e.completeness is None else float(e.completeness[0]),
-            layer=e.layer,
-            classes=values.size if single_axis and values is not None else None,
-        )
+def record_of(sample: Sample, source: Path, one: Named, labels: Sequence[str]) -> Record:
+    """The line of one explanation."""
+    e = one.explanation
+    index = int(e.target.index[0])
+    values, shape, behind = _entries(e)
+    predicted = int(values.argmax()) if values is not None and values.size else None
+    single_axis = shape is not None and sum(d != 1 for d in shape) <= 1
+    return Record(
+        input=str(source),
+        name=sample.name,
+        method=one.method,
+        options={name: plain_option(value) for name, value in e.options.items()},
+        tensor=e.target.tensor,
+        index=index,
+        element=_element(e.target.tensor, index, shape),
+        label=_label(labels, index) if single_axis else None,
+        score=float(e.target.score[0]),
+        probability=float(values[index]) if behind and values is not None else None,
+        predicted=predicted,
+        predicted_label=_label(labels, predicted) if single_axis else None,
+        predicted_element=None if predicted is None else _element(e.target.tensor, predicted, shape),
+        conserves=one.entry.conserves,
+        conservation=float(e.conservation[0]),
+        absorbed=float(e.absorbed[0]),
+        seconds=e.seconds,
+        completeness=None if e.completeness is None else float(e.completeness[0]),
+        layer=e.layer,
+        classes=values.size if single_axis and values is not None else None,
+    )
 
-    def _label(self, index: int | None) -> str | None:
-        return self._labels[index] if index is not None and 0 <= index < len(self._labels) else None
+
+def _label(labels: Sequence[str], index: int | None) -> str | None:
+    return labels[index] if index is not None and 0 <= index < len(labels) else None
 
 
 def _entries(e: Explanation) -> tuple[Array | None, tuple[int, ...] | None, bool]:
@@ -233,7 +234,7 @@ def picture_map(e: Explanation, name: str) -> Array | None:
     return heat
 
 
-def _shown(sample: Sample, e: Explanation, name: str) -> render.Picture:
+def shown(sample: Sample, e: Explanation, name: str) -> render.Picture:
     """What the model saw: the resized picture, or an array stretched to 0..255."""
     if sample.picture is not None:
         return sample.picture
