@@ -393,6 +393,8 @@ def _outcome(
     seeded = np.where(index == -2, 0.0, score if way.seed == "score" else 1.0)
     if composite.positive_seed:
         seeded = np.where(score > 0, seeded, 0.0)
+    if "seeded" in graph.reports:
+        seeded = results[graph.reports["seeded"]].astype(np.float64)
     if "reference" in graph.reports:
         seeded = np.where(index == -2, 0.0, score - results[graph.reports["reference"]].astype(np.float64))
         arrived = sum(feeding.totals(r) for r in relevance.values())

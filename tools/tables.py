@@ -25,11 +25,11 @@ sys.path.insert(0, str(ROOT / "tests"))
 from cases import CASES  # noqa: E402
 
 from onnx_explain import METHODS, Composite, Method  # noqa: E402
-from onnx_explain.errors import UnsupportedOperator  # noqa: E402
+from onnx_explain.errors import MethodError, UnsupportedOperator  # noqa: E402
 from onnx_explain.ir.canonicalize import canonicalize  # noqa: E402
 from onnx_explain.ir.model import load  # noqa: E402
 from onnx_explain.ir.view import Operation  # noqa: E402
-from onnx_explain.methods import ALIASES  # noqa: E402
+from onnx_explain.methods import ALIASES, FAMILIES  # noqa: E402
 from onnx_explain.operators import NO_RELEVANCE, ROOMS, find  # noqa: E402
 from onnx_explain.operators.roles import Linear, Role  # noqa: E402
 from onnx_explain.rules import lrp  # noqa: E402
@@ -264,9 +264,20 @@ def methods_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def composites() -> Iterator[tuple[Method, Composite]]:
+    """The methods that give every node a rule without being handed anything first."""
+    for m in METHODS.values():
+        try:
+            procedure = m.procedure({})
+        except MethodError:  # it needs fitted patterns
+            continue
+        if isinstance(procedure, Composite) and not (procedure.turn is not None and procedure.turn.spread is not None):
+            yield m, procedure
+
+
 def _families() -> str:
     parts = []
-    for family, title in (("gradient", "Gradient family"), ("relevance", "Relevance methods")):
+    for family, title in FAMILIES.items():
         rows = [_method_row(m) for m in METHODS.values() if m.family == family]
         parts += [f"## {title}", table(("method", "meaning", "paper", "options (default)", "seed", "conserves"), rows)]
     also = ", ".join(f"`{alias}` = `{name}`" for alias, name in ALIASES.items())
@@ -329,8 +340,7 @@ def image(w: str, x: str) -> str:
 
 def _weighted_table() -> str:
     rows: dict[tuple[str, ...], list[str]] = {}
-    for m in METHODS.values():
-        composite = m.procedure({})
+    for m, composite in composites():
         conv1, dense1, *rest = (_asked(composite, place) for place in list(PLACES)[:WEIGHTED])
         first = conv1 if conv1 == dense1 else f"{conv1} ({dense1})"
         rows.setdefault((first, *rest), []).append(f"`{m.name}`")
@@ -340,8 +350,7 @@ def _weighted_table() -> str:
 
 def _other_table() -> str:
     rows: dict[tuple[str, ...], list[str]] = {}
-    for m in METHODS.values():
-        composite = m.procedure({})
+    for m, composite in composites():
         cells = [_asked(composite, place) for place in list(PLACES)[WEIGHTED:]]
         if composite.batch_norm == "fold" and cells[0] != "gradient":
             cells[0] = f"folded, else {cells[0]}"
@@ -357,14 +366,14 @@ def _other_table() -> str:
 
 def _notes() -> str:
     notes = []
-    for m in METHODS.values():
-        composite = m.procedure({})
+    for m, composite in composites():
         said = []
         if composite.result != "as-is":
             said.append(
                 {
                     "absolute": "takes the magnitude of what arrives",
                     "times-input": "multiplies what arrives by the input",
+                    "times-difference": "multiplies what arrives by the difference from the baseline",
                 }[composite.result]
             )
         if composite.positive_seed:
@@ -374,6 +383,8 @@ def _notes() -> str:
         if said:
             notes.append(f"`{m.name}` {' and '.join(said)}.")
     published = METHODS["rap"].procedure({"variant": "published"})
+    if not isinstance(published, Composite):
+        raise TypeError("rap is not a composite")
     notes.append(
         "`rap` with `variant=published` drops relevance where an output of MaxPool, an operand of Concat or an input of "
         f"BatchNormalization is exactly zero, as the release does, and sees through BatchNormalization (`{published.batch_norm}`) "

@@ -167,7 +167,7 @@ def _print(compared: Compared, figure: Path) -> None:
     for r in compared.records:
         adds = r.completeness if r.completeness is not None else r.conservation if r.conserves else None
         rows.append((r.method, r.explained, "-" if adds is None else console.short(adds), f"{r.seconds:.3f}"))
-    console.print_table(("method", "explained", "adds up to", "seconds"), rows, flexible=1, right=(2, 3))
+    console.print_table(("method", "explained", "off by", "seconds"), rows, flexible=1, right=(2, 3))
     for name, reason in compared.left_out.items():
         console.note(f"{name} is left out: {reason}")
     console.say(f"\nwritten    {figure}, {figure.with_suffix('.json').name}")

@@ -15,7 +15,7 @@ from onnx_explain.cli.explaining import Finished, Job, explained, run
 from onnx_explain.cli.results import Record, write_bytes
 from onnx_explain.errors import OutputError, UnsupportedOperator
 from onnx_explain.explainer import Explainer
-from onnx_explain.methods import METHODS, Method, Seed
+from onnx_explain.methods import FAMILIES, METHODS, Method, Seed
 from onnx_explain.relevance import Row
 from onnx_explain.version import __version__
 
@@ -234,19 +234,19 @@ def methods(*, as_json: bool) -> None:
     if as_json:
         console.print_json([_method(m) for m in METHODS.values()])
         return
-    for family, title in (("gradient", "Gradient family"), ("relevance", "Relevance methods")):
+    for family, title in FAMILIES.items():
         found = [m for m in METHODS.values() if m.family == family]
         console.say(f"{title}\n")
         for m in found:
             console.print_hanging(
-                m.name, m.summary + ("" if m.conserves or family == "gradient" else " (does not conserve)")
+                m.name, m.summary + ("" if m.conserves or family != "relevance" else " (does not conserve)")
             )
             console.print_indented(f"{m.paper}.")
             if m.options:
                 console.print_indented(", ".join(f"{k}={_option(v)}" for k, v in m.options.items()))
         console.say()
     console.say("The last line of each: its options with their defaults, set by --option.")
-    console.say("Relevance methods start at the explained value (--seed score), the gradient family at one.")
+    console.say("Relevance methods start at the explained value (--seed score), all others at one.")
 
 
 def _method(m: Method) -> dict[str, Any]:

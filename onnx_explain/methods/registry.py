@@ -24,6 +24,13 @@ from onnx_explain.rules.share import Rule
 Seed = Literal["score", "one"]
 BatchNorm = Literal["fold", "epsilon", "pass"]
 Family = Literal["gradient", "relevance", "activation", "path", "perturbation"]
+FAMILIES: dict[Family, str] = {
+    "gradient": "Gradient family",
+    "relevance": "Relevance methods",
+    "activation": "Class activation maps",
+    "path": "Path and sampling methods",
+    "perturbation": "Perturbation methods",
+}
 Result = Literal["as-is", "absolute", "times-input", "times-difference"]
 
 

@@ -57,7 +57,8 @@ class RelevanceGraph:
 
     `relevance` maps input names (or the tensor of `Options.at`) to output names, `values` that tensor to the output that
     holds it; `target_input` is the optional int64 input; `explained` names the tensor whose element is explained;
-    `reports` maps ``score``, ``index``, ``absorbed`` and, of a method with a baseline, ``reference`` to output names.
+    `reports` maps ``score``, ``index``, ``absorbed`` and, of a method with a baseline, ``reference`` (the baseline's score),
+    of a method that turns, ``seeded`` (the relevance that starts at its layer) to output names.
     `layer`: where the score's gradient turned into relevance, of a method that does so.
     """
 

@@ -32,6 +32,7 @@ LAYERS = {
     "ensembles": 6.9,
     "perturbation": 6.9,
     "explainer": 7,
+    "metrics": 7.5,
     "cli": 8,
     "__init__": 9,
     "__main__": 9,
