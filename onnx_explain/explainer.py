@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,17 @@ import onnx_ir as ir
 
 from onnx_explain import conversion, ensembles, perturbation
 from onnx_explain import feeds as feeding
-from onnx_explain import target as targets
+from onnx_explain.asked import (
+    Names,
+    Way,
+    check_settings,
+    composite_of,
+    name_of,
+    names_of,
+    outcome,
+    refuse_hostile_target,
+    way_of,
+)
 from onnx_explain.backends import onnx as backends
 from onnx_explain.errors import InputError, MethodError, OutputError
 from onnx_explain.explanation import Explanation, Target
@@ -24,25 +34,13 @@ from onnx_explain.ir import composite as composites
 from onnx_explain.ir.canonicalize import Shapes, canonicalize
 from onnx_explain.ir.fold import fold_constants
 from onnx_explain.ir.model import Source, load, serialise, write
-from onnx_explain.methods import Composite, Method, Procedure, Seed, resolve
+from onnx_explain.methods import Composite, Seed, resolve
 from onnx_explain.methods.ensemble import Ensemble
 from onnx_explain.methods.perturbation import Perturbation
 from onnx_explain.path import channel_axis, wrt_inputs
-from onnx_explain.prepared import Array, Backend, Built, Outcome, Prepared, foreseen
+from onnx_explain.prepared import Array, Backend, Outcome, Prepared, foreseen
 from onnx_explain.relevance import Options, RelevanceGraph, Request, Row, build, build_several, plan, vector_jacobian
-from onnx_explain.target import Parsed
-
-Names = str | Sequence[str]
-
-
-@dataclass(frozen=True)
-class _Way:
-    """One method as it was asked for."""
-
-    name: str
-    procedure: Composite | Procedure
-    options: Mapping[str, Any]
-    seed: Seed
+from onnx_explain.target import Parsed, parse
 
 
 class _Explains:
@@ -65,13 +63,13 @@ class _Explains:
         backend: Backend = "onnx",
         input_shapes: Shapes | None = None,
     ) -> None:
-        self._ways = [_way(m, seed) for m in methods]
+        self._ways = [way_of(m, seed) for m in methods]
         if not self._ways:
             raise MethodError("No method was given; `onnx-explain methods` lists them.")
-        _check_settings(seed, device, backend, batch_size, threads, input_shapes)
-        explained = None if wrt is None else _names("wrt", wrt)
+        check_settings(seed, device, backend, batch_size, threads, input_shapes)
+        explained = None if wrt is None else names_of("wrt", wrt)
         self._options = Options(
-            output, explained, "score", logits, _names("keep", keep), accounting=True, at=_name("at", at)
+            output, explained, "score", logits, names_of("keep", keep), accounting=True, at=name_of("at", at)
         )
         source = load(model)
         self._prepared = Prepared(
@@ -103,29 +101,29 @@ class _Explains:
     def _all(self, x: Array | Mapping[str, Array], targets: Sequence[Any]) -> list[list[Explanation]]:
         """One list per target, in it one explanation per method."""
         feeds = self._prepared.feeds(x)
-        parsed = [_parsed(t) for t in targets]
-        shared = [w for w in self._ways if isinstance(w.procedure, Composite)]
+        parsed = [parse(t) for t in targets]
+        shared = {m: way for m, way in enumerate(self._ways) if isinstance(way.procedure, Composite)}
         found: dict[tuple[int, int], Explanation] = {}
-        for output in {p.output for p in parsed} if shared else ():
+        for output in dict.fromkeys(p.output for p in parsed) if shared else ():
             slots = [i for i, p in enumerate(parsed) if p.output == output]
-            outcomes, seconds = self._one_pass(shared, feeds, [parsed[i] for i in slots], output)
-            for (slot, way), outcome in zip(((i, w) for i in slots for w in shared), outcomes):
-                found[slot, self._ways.index(way)] = self._explanation(way, feeds, outcome, seconds / len(outcomes))
+            outcomes, seconds = self._one_pass([*shared.values()], feeds, [parsed[i] for i in slots], output)
+            for (slot, m), one in zip(((i, m) for i in slots for m in shared), outcomes):
+                found[slot, m] = self._explanation(shared[m], feeds, one, seconds / len(outcomes))
         for m, way in enumerate(self._ways):
             if not isinstance(way.procedure, Composite):
                 for slot, aim in enumerate(parsed):
                     started = time.perf_counter()
-                    outcome = self._many_passes(way, feeds, aim)
-                    found[slot, m] = self._explanation(way, feeds, outcome, time.perf_counter() - started)
+                    found_here = self._many_passes(way, feeds, aim)
+                    found[slot, m] = self._explanation(way, feeds, found_here, time.perf_counter() - started)
         return [[found[slot, m] for m in range(len(self._ways))] for slot in range(len(parsed))]
 
     # -- stages
 
-    def _asked(self, way: _Way, output: str | None, slot: int = 0) -> Options:
+    def _asked(self, way: Way, output: str | None, slot: int = 0) -> Options:
         return replace(self._options, output=output or self._options.output, seed=way.seed, slot=slot)
 
     def _one_pass(
-        self, ways: Sequence[_Way], feeds: dict[str, Array], aims: Sequence[Parsed], output: str | None
+        self, ways: Sequence[Way], feeds: dict[str, Array], aims: Sequence[Parsed], output: str | None
     ) -> tuple[list[Outcome], float]:
         """All methods of one backward pass and all targets in one run."""
         prepared = self._prepared
@@ -144,14 +142,14 @@ class _Explains:
         by_sample, count = prepared.samples(feeds, self._explained(graph, feeds))
         indices = [prepared.indices(graph, aim, count) for aim in aims]
         for aim, index in zip(aims, indices):
-            _refuse_hostile_target(ways, aim, index)
+            refuse_hostile_target(ways, aim, index)
         rows = {g.target_input: indices[i // len(ways)] for i, g in enumerate(built.graphs)}
         started = time.perf_counter()
         results = prepared.run(built, feeds, rows, by_sample=by_sample, count=count)
         seconds = time.perf_counter() - started
-        return [_outcome(built, g, results, ways[i % len(ways)], feeds) for i, g in enumerate(built.graphs)], seconds
+        return [outcome(g, results, ways[i % len(ways)]) for i, g in enumerate(built.graphs)], seconds
 
-    def _many_passes(self, way: _Way, feeds: dict[str, Array], aim: Parsed) -> Outcome:
+    def _many_passes(self, way: Way, feeds: dict[str, Array], aim: Parsed) -> Outcome:
         asked = self._asked(way, aim.output)
         if isinstance(way.procedure, Ensemble):
             return ensembles.explain(self._prepared, way.procedure, feeds, aim, asked, method=way.name)
@@ -164,7 +162,7 @@ class _Explains:
             self._prepared.canonical(feeds), self._options.wrt
         )
 
-    def _explanation(self, way: _Way, feeds: dict[str, Array], found: Outcome, seconds: float) -> Explanation:
+    def _explanation(self, way: Way, feeds: dict[str, Array], found: Outcome, seconds: float) -> Explanation:
         values = {**feeds, **found.values}
         relevance = {n: r.astype(values[n].dtype, copy=False) for n, r in found.relevance.items()}
         arrived = sum(feeding.totals(r) for r in found.relevance.values())
@@ -289,7 +287,7 @@ class Explainer(_Explains):
         """What every node on the way from target to input gets, and the nodes without a room."""
         procedure = self._way.procedure
         with foreseen():
-            return plan(self.model, _composite_of(procedure), replace(self._asked(self._way, None)))
+            return plan(self.model, composite_of(procedure), replace(self._asked(self._way, None)))
 
     def build(self) -> RelevanceGraph:
         """The relevance graph as it would be converted: without reports.
@@ -319,7 +317,7 @@ class Explainer(_Explains):
         """
         place = None if path is None else self._place(path)
         options = replace(self._asked(self._way, None), accounting=False)
-        graph = self._graph(replace(options, keep=(*options.keep, *_names("keep", keep))))
+        graph = self._graph(replace(options, keep=(*options.keep, *names_of("keep", keep))))
         with foreseen():
             model = composites.as_functions(graph.model) if functions else composites.expand(graph.model)
         prepared, threads = self._prepared, self._prepared.threads
@@ -360,74 +358,6 @@ class Explainer(_Explains):
         return place
 
 
-def _way(method: str | Composite | tuple[str, Mapping[str, Any]], seed: Seed | None) -> _Way:
-    if isinstance(method, Composite):
-        return _Way("custom", method, {}, seed or "score")
-    name, options = (method, {}) if isinstance(method, str) else method
-    found: Method = resolve(name)
-    return _Way(found.name, found.procedure(options), options, seed or found.seed)
-
-
-def _composite_of(procedure: Composite | Procedure) -> Composite:
-    """The composite behind a method, for a plan; MethodError where it looks into no node."""
-    composite = procedure if isinstance(procedure, Composite) else getattr(procedure, "composite", None)
-    if not isinstance(composite, Composite):
-        raise MethodError("The method runs the model as it is and gives no node a rule: any model that runs will do.")
-    return composite
-
-
-def _parsed(target: Any) -> Parsed:
-    return targets.parse(target)
-
-
-def _outcome(
-    built: Built, graph: RelevanceGraph, results: backends.Arrays, way: _Way, feeds: Mapping[str, Array]
-) -> Outcome:
-    """What one backward half found."""
-    composite = _composite_of(way.procedure)
-    score = results[graph.reports["score"]].astype(np.float64)
-    index = results[graph.reports["index"]].astype(np.int64)
-    absorbed = results[graph.reports["absorbed"]].astype(np.float64)
-    relevance = {n: results[o] for n, o in graph.relevance.items()}
-    completeness = None
-    seeded = np.where(index == -2, 0.0, score if way.seed == "score" else 1.0)
-    if composite.positive_seed:
-        seeded = np.where(score > 0, seeded, 0.0)
-    if "seeded" in graph.reports:
-        seeded = results[graph.reports["seeded"]].astype(np.float64)
-    if "reference" in graph.reports:
-        seeded = np.where(index == -2, 0.0, score - results[graph.reports["reference"]].astype(np.float64))
-        arrived = sum(feeding.totals(r) for r in relevance.values())
-        completeness = (arrived if graph.by_sample else np.sum(arrived, keepdims=True)) - seeded
-    return Outcome(
-        relevance=relevance,
-        outputs={n: results[n] for n in graph.outputs},
-        explained=graph.explained,
-        index=index,
-        score=score,
-        seeded=seeded,
-        absorbed=absorbed,
-        by_sample=graph.by_sample,
-        kept={n: results[o] for n, o in graph.kept.items()},
-        values={n: results[o] for n, o in graph.values.items()},
-        completeness=completeness,
-        layer=graph.layer,
-    )
-
-
-def _refuse_hostile_target(ways: Sequence[_Way], aim: Parsed, index: Array) -> None:
-    """A class cannot speak for and against itself."""
-    for way in ways:
-        turn = _composite_of(way.procedure).turn
-        if turn is None or not isinstance(turn.hostile, tuple) or (aim.index is None and aim.element is None):
-            continue
-        both = sorted(set(turn.hostile) & {int(i) for i in index})
-        if both:
-            raise MethodError(
-                f"Method {way.name!r}: class {both[0]} is the target and cannot be hostile too; leave it out of `hostile`."
-            )
-
-
 def build_vjp(model: Source, wrt: Sequence[str] | None = None, outputs: Sequence[str] | None = None) -> onnx.ModelProto:
     """A plain ONNX model of the vector-Jacobian product: what autograd calls `backward`, without a framework.
 
@@ -439,7 +369,7 @@ def build_vjp(model: Source, wrt: Sequence[str] | None = None, outputs: Sequence
     with foreseen():
         canonical = canonicalize(source.model)
     names = [v.name or "" for v in canonical.graph.outputs if v.dtype is not None and v.dtype.is_floating_point()]
-    gradient = _composite_of(resolve("gradient").procedure({}))
+    gradient = composite_of(resolve("gradient").procedure({}))
     chosen = wrt_inputs(canonical, wrt)
     wanted = list(names if outputs is None else outputs)
     if not chosen or not wanted:
@@ -448,34 +378,3 @@ def build_vjp(model: Source, wrt: Sequence[str] | None = None, outputs: Sequence
         )
     with foreseen():
         return ir.to_proto(composites.expand(vector_jacobian(canonical, gradient, chosen, wanted)))
-
-
-def _names(option: str, given: Any) -> tuple[str, ...]:
-    """One name, or several; a lone string is one name, not its letters."""
-    names = (given,) if isinstance(given, str) else given
-    if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
-        raise InputError(f"{option} must be a tensor's name or a list of names, not {given!r}.")
-    return tuple(names)
-
-
-def _name(option: str, given: Any) -> str | None:
-    if given is not None and not isinstance(given, str):
-        raise InputError(f"{option} must be a tensor's name, not {given!r}.")
-    return given
-
-
-def _check_settings(seed: Any, device: Any, chosen: Any, batch_size: Any, threads: Any, input_shapes: Any) -> None:
-    if device != "cpu":
-        raise MethodError(f"There is no device {device!r} yet; use device='cpu'.")
-    if seed not in (None, "score", "one"):
-        raise MethodError(f"seed must be 'score' or 'one', not {seed!r}.")
-    if chosen not in ("onnx", "reference"):
-        raise MethodError(f"backend must be 'onnx' or 'reference', not {chosen!r}.")
-    for name, value in (("batch_size", batch_size), ("threads", threads)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
-            raise InputError(f"{name} must be a whole number of at least 1, not {value!r}.")
-    if input_shapes is not None and not (
-        isinstance(input_shapes, Mapping)
-        and all(isinstance(v, Sequence) and not isinstance(v, str) for v in input_shapes.values())
-    ):
-        raise InputError(f"input_shapes must be {{name: [1, 3, 224, 224]}}, not {input_shapes!r}.")

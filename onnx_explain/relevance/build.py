@@ -19,6 +19,7 @@ from onnx_explain.ir.view import Operation, Value, dims, rank, shape_text
 from onnx_explain.methods import Assignment, Composite, Selector, Turned
 from onnx_explain.path import (
     activity,
+    channel_axis,
     explained_tensor,
     is_float,
     last_spatial,
@@ -270,7 +271,9 @@ class _Half:
         if baseline is None:
             return None
         with self.op.serving("baseline"):
-            inputs = {n: baseline.emit(self.op, v, n) for n, v in zip(self.wrt, self.sources)}
+            baseline.check(self.wrt)
+            axes = {n: channel_axis(self.model, n, [d or 0 for d in dims(v)]) for n, v in zip(self.wrt, self.sources)}
+            inputs = {n: baseline.emit(self.op, v, n, channel_axis=axes[n]) for n, v in zip(self.wrt, self.sources)}
         return Twin(self.model.graph, self.op, inputs)
 
     # -- methods that turn at an inner layer

@@ -29,6 +29,7 @@ LAYERS = {
     "explanation": 6,
     "conversion": 6.5,
     "prepared": 6.7,
+    "asked": 6.8,
     "ensembles": 6.9,
     "perturbation": 6.9,
     "explainer": 7,

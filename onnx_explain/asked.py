@@ -1,0 +1,125 @@
+"""What was asked for, checked: methods with their options, names and settings; and what one backward half found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnx_explain import feeds as feeding
+from onnx_explain.backends.onnx import Arrays
+from onnx_explain.errors import InputError, MethodError
+from onnx_explain.methods import Composite, Method, Procedure, Seed, resolve
+from onnx_explain.prepared import Array, Outcome
+from onnx_explain.relevance import RelevanceGraph
+from onnx_explain.target import Parsed
+
+Names = str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One method as it was asked for."""
+
+    name: str
+    procedure: Composite | Procedure
+    options: Mapping[str, Any]
+    seed: Seed
+
+
+def way_of(method: str | Composite | tuple[str, Mapping[str, Any]], seed: Seed | None) -> Way:
+    """A method's name (with its options), or a composite, as a way of explaining; MethodError."""
+    if isinstance(method, Composite):
+        return Way("custom", method, {}, seed or "score")
+    name, options = (method, {}) if isinstance(method, str) else method
+    found: Method = resolve(name)
+    return Way(found.name, found.procedure(options), options, seed or found.seed)
+
+
+def composite_of(procedure: Composite | Procedure) -> Composite:
+    """The composite behind a method, for a plan; MethodError where it looks into no node."""
+    composite = procedure if isinstance(procedure, Composite) else getattr(procedure, "composite", None)
+    if not isinstance(composite, Composite):
+        raise MethodError("The method runs the model as it is and gives no node a rule: any model that runs will do.")
+    return composite
+
+
+def outcome(graph: RelevanceGraph, results: Arrays, way: Way) -> Outcome:
+    """What one backward half found."""
+    composite = composite_of(way.procedure)
+    score = results[graph.reports["score"]].astype(np.float64)
+    index = results[graph.reports["index"]].astype(np.int64)
+    absorbed = results[graph.reports["absorbed"]].astype(np.float64)
+    relevance = {n: results[o] for n, o in graph.relevance.items()}
+    completeness = None
+    seeded = np.where(index == -2, 0.0, score if way.seed == "score" else 1.0)
+    if composite.positive_seed:
+        seeded = np.where(score > 0, seeded, 0.0)
+    if "seeded" in graph.reports:
+        seeded = results[graph.reports["seeded"]].astype(np.float64)
+    if "reference" in graph.reports:
+        seeded = np.where(index == -2, 0.0, score - results[graph.reports["reference"]].astype(np.float64))
+        arrived = sum(feeding.totals(r) for r in relevance.values())
+        completeness = (arrived if graph.by_sample else np.sum(arrived, keepdims=True)) - seeded
+    return Outcome(
+        relevance=relevance,
+        outputs={n: results[n] for n in graph.outputs},
+        explained=graph.explained,
+        index=index,
+        score=score,
+        seeded=seeded,
+        absorbed=absorbed,
+        by_sample=graph.by_sample,
+        kept={n: results[o] for n, o in graph.kept.items()},
+        values={n: results[o] for n, o in graph.values.items()},
+        completeness=completeness,
+        layer=graph.layer,
+    )
+
+
+def refuse_hostile_target(ways: Sequence[Way], aim: Parsed, index: Array) -> None:
+    """A class cannot speak for and against itself."""
+    for way in ways:
+        turn = composite_of(way.procedure).turn
+        if turn is None or not isinstance(turn.hostile, tuple) or (aim.index is None and aim.element is None):
+            continue
+        both = sorted(set(turn.hostile) & {int(i) for i in index})
+        if both:
+            raise MethodError(
+                f"Method {way.name!r}: class {both[0]} is the target and cannot be hostile too; leave it out of `hostile`."
+            )
+
+
+def names_of(option: str, given: Any) -> tuple[str, ...]:
+    """One name, or several; a lone string is one name, not its letters."""
+    names = (given,) if isinstance(given, str) else given
+    if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
+        raise InputError(f"{option} must be a tensor's name or a list of names, not {given!r}.")
+    return tuple(names)
+
+
+def name_of(option: str, given: Any) -> str | None:
+    """One name or none."""
+    if given is not None and not isinstance(given, str):
+        raise InputError(f"{option} must be a tensor's name, not {given!r}.")
+    return given
+
+
+def check_settings(seed: Any, device: Any, chosen: Any, batch_size: Any, threads: Any, input_shapes: Any) -> None:
+    """Refuse settings that are none; MethodError, InputError."""
+    if device != "cpu":
+        raise MethodError(f"There is no device {device!r} yet; use device='cpu'.")
+    if seed not in (None, "score", "one"):
+        raise MethodError(f"seed must be 'score' or 'one', not {seed!r}.")
+    if chosen not in ("onnx", "reference"):
+        raise MethodError(f"backend must be 'onnx' or 'reference', not {chosen!r}.")
+    for name, value in (("batch_size", batch_size), ("threads", threads)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
+            raise InputError(f"{name} must be a whole number of at least 1, not {value!r}.")
+    if input_shapes is not None and not (
+        isinstance(input_shapes, Mapping)
+        and all(isinstance(v, Sequence) and not isinstance(v, str) for v in input_shapes.values())
+    ):
+        raise InputError(f"input_shapes must be {{name: [1, 3, 224, 224]}}, not {input_shapes!r}.")
