@@ -204,15 +204,50 @@ def preprocessing(
 
 
 @dataclass(frozen=True)
+class Frame:
+    """What the model saw of a picture: the part `box` (left, top, right, bottom, in the picture's pixels; it may be cut
+    between pixels) of a picture of `source` (height, width), drawn at `size` (height, width).
+    """
+
+    source: tuple[int, int]
+    size: tuple[int, int]
+    box: tuple[float, float, float, float]
+
+    def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """A mask [height, width] of the picture as one of the model's view, [H, W]: nearest pixel.
+
+        Raises InputError: a mask of another size than the picture.
+        """
+        if mask.shape != self.source:
+            raise InputError(
+                f"The mask is {mask.shape[0]} x {mask.shape[1]} pixels, but its picture {self.source[0]} x {self.source[1]}."
+            )
+        image = Image.fromarray(mask.astype(np.uint8))
+        drawn = image.resize(self.size[::-1], Image.Resampling.NEAREST, box=self.box)
+        return np.asarray(drawn).astype(bool)
+
+    def rectangle(self, box: Sequence[float]) -> tuple[float, float, float, float] | None:
+        """A rectangle (x0, y0, x1, y1) of the picture in pixels of the model's view; None where it lies outside."""
+        left, top, right, bottom = self.box
+        (height, width), (x0, y0, x1, y1) = self.size, box
+        across, down = width / (right - left), height / (bottom - top)
+        found = (x0 - left) * across, (y0 - top) * down, (x1 - left) * across, (y1 - top) * down
+        clipped = max(found[0], 0.0), max(found[1], 0.0), min(found[2], width), min(found[3], height)
+        return clipped if clipped[0] < clipped[2] and clipped[1] < clipped[3] else None
+
+
+@dataclass(frozen=True)
 class Sample:
     """One thing to explain: a name for its results, an array [1, ...] per input, and for a picture what the model saw.
 
-    picture: uint8 [H, W, 3] RGB at the model's resolution, after resizing, before scaling; None for arrays.
+    picture: uint8 [H, W, 3] RGB at the model's resolution, after resizing, before scaling; None for arrays. frame: which
+    part of the file's picture that is.
     """
 
     name: str
     feeds: dict[str, Array]
     picture: NDArray[np.uint8] | None = None
+    frame: Frame | None = None
 
 
 def find_inputs(arguments: Sequence[str | Path]) -> list[Path]:
@@ -317,14 +352,16 @@ def _picture_sample(
             "give an .npy array, or state the other layout."
         )
     _check_levels(preprocessing, spec, channels)
-    resized = _resized(_as_mode(_decoded(path), channels, preprocessing), spec, preprocessing)
+    decoded = _as_mode(_decoded(path), channels, preprocessing)
+    frame = _frame(decoded, spec, preprocessing)
+    resized = _resized(decoded, frame, preprocessing)
     pixels = np.asarray(resized).reshape(resized.height, resized.width, channels)
     if preprocessing.channel_order == "bgr" and channels > 1:
         pixels = pixels[..., [2, 1, 0, 3][:channels]]
     values = preprocessing(pixels, spec)
     values = values.transpose(2, 0, 1) if spec.layout == "NCHW" else values
     shown = np.array(_as_mode(resized, 3, preprocessing))
-    return Sample(name, {spec.name: np.ascontiguousarray(values[None])}, shown)
+    return Sample(name, {spec.name: np.ascontiguousarray(values[None])}, shown, frame)
 
 
 def _check_levels(preprocessing: Preprocessing, spec: InputSpec, channels: int) -> None:
@@ -388,18 +425,24 @@ def _as_mode(image: Image.Image, channels: int, preprocessing: Preprocessing) ->
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _resized(image: Image.Image, spec: InputSpec, preprocessing: Preprocessing) -> Image.Image:
+def _frame(image: Image.Image, spec: InputSpec, preprocessing: Preprocessing) -> Frame:
     height, width = _target_size(image, spec, preprocessing.size)
-    resample = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[preprocessing.interpolation]
+    source, whole = (image.height, image.width), (0.0, 0.0, float(image.width), float(image.height))
     if preprocessing.resize == "stretch" or (spec.height is None and spec.width is None and preprocessing.size is None):
-        return image if image.size == (width, height) else image.resize((width, height), resample)
+        return Frame(source, (height, width), whole)
     scale = max(width / image.width, height / image.height) / _CROP_FRACTION
     # The whole picture would become wide x high; only the crop is computed, on the same grid of pixels.
     wide, high = (max(crop, int(n * scale + 1e-6)) for crop, n in ((width, image.width), (height, image.height)))
     left, top = round((wide - width) / 2), round((high - height) / 2)
     across, down = image.width / wide, image.height / high
-    box = (left * across, top * down, (left + width) * across, (top + height) * down)
-    return image.resize((width, height), resample, box=box)
+    return Frame(source, (height, width), (left * across, top * down, (left + width) * across, (top + height) * down))
+
+
+def _resized(image: Image.Image, frame: Frame, preprocessing: Preprocessing) -> Image.Image:
+    resample = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[preprocessing.interpolation]
+    if frame.source == frame.size and frame.box == (0.0, 0.0, float(image.width), float(image.height)):
+        return image
+    return image.resize(frame.size[::-1], resample, box=frame.box)
 
 
 def _target_size(image: Image.Image, spec: InputSpec, size: tuple[int, int] | None) -> tuple[int, int]:
