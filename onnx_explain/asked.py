@@ -61,8 +61,7 @@ def outcome(graph: RelevanceGraph, results: Arrays, way: Way) -> Outcome:
         seeded = results[graph.reports["seeded"]].astype(np.float64)
     if "reference" in graph.reports:
         seeded = np.where(index == -2, 0.0, score - results[graph.reports["reference"]].astype(np.float64))
-        arrived = sum(feeding.totals(r) for r in relevance.values())
-        completeness = (arrived if graph.by_sample else np.sum(arrived, keepdims=True)) - seeded
+        completeness = feeding.arrived(relevance.values(), by_sample=graph.by_sample) - seeded
     return Outcome(
         relevance=relevance,
         outputs={n: results[n] for n in graph.outputs},

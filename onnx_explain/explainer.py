@@ -165,10 +165,8 @@ class _Explains:
     def _explanation(self, way: Way, feeds: dict[str, Array], found: Outcome, seconds: float) -> Explanation:
         values = {**feeds, **found.values}
         relevance = {n: r.astype(values[n].dtype, copy=False) for n, r in found.relevance.items()}
-        arrived = sum(feeding.totals(r) for r in found.relevance.values())
-        absorbed = found.absorbed
-        if not found.by_sample:
-            arrived, absorbed = np.sum(arrived, keepdims=True), np.sum(absorbed, keepdims=True)
+        arrived = feeding.arrived(found.relevance.values(), by_sample=found.by_sample)
+        absorbed = found.absorbed if found.by_sample else np.sum(found.absorbed, keepdims=True)
         gap = np.abs(found.seeded - arrived - absorbed)
         conservation = np.divide(gap, np.abs(found.seeded), out=gap.copy(), where=found.seeded != 0)
         canonical = self._prepared.canonical(feeds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +145,12 @@ def count(feeds: Mapping[str, Array], by_sample: list[str]) -> int:
         told = ", ".join(f"{n!r} {c}" for n, c in counts.items())
         raise InputError(f"The inputs hold different numbers of samples: {told}.")
     return next(iter(counts.values()), 1)
+
+
+def arrived(relevance: Iterable[Array], *, by_sample: bool) -> Array:
+    """All relevance: float64 [N], or [1] where the explained tensor does not keep the samples apart."""
+    parts = [totals(r) if by_sample else np.sum(totals(r), keepdims=True) for r in relevance]
+    return np.sum(parts, axis=0, dtype=np.float64)
 
 
 def totals(r: Array) -> Array:
