@@ -14,7 +14,8 @@ import onnx_ir as ir
 from onnx_explain.errors import InputError, TargetError, suggest
 from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.operators import find
-from onnx_explain.operators.roles import Linear, Pointwise, Selection, Sum
+from onnx_explain.operators.layout import channel_axis as channel_axis_of
+from onnx_explain.operators.roles import Linear, Pointwise, Rearrangement, Selection, Sum
 
 Active = Mapping[int, frozenset[int]]
 _SIGN_CHECKED = 1 << 22  # elements; the sign of a larger constant is not looked at
@@ -83,6 +84,26 @@ def wrt_tensors(model: ir.Model, wrt: Sequence[str] | None) -> list[str]:
     return wrt_inputs(model, wrt)
 
 
+def embeddings(model: ir.Model) -> list[str]:
+    """Where the explanation of integer inputs ends: the first float tensors that are computed of them.
+
+    Looked up in a table (Gather, OneHot) where anything is: [N, tokens, features], one entry per token id, while masks
+    and counts that are merely cast only steer. Without a table, what is cast (a picture of bytes).
+    """
+    varying = {id(v) for v in model.graph.inputs if not is_float(v)}
+    first: list[tuple[ir.Node, Value]] = []
+    for node in model.graph:
+        if node.op_type in ("Shape", "Size") or not any(v is not None and id(v) in varying for v in node.inputs):
+            continue
+        for value in node.outputs:
+            if is_float(value):
+                first.append((node, value))
+            else:
+                varying.add(id(value))
+    looked_up = [v.name or "" for n, v in first if n.op_type in ("Gather", "OneHot")]
+    return looked_up or [v.name or "" for n, v in first if n.op_type in ("Cast", "CastLike")]
+
+
 def tensors(model: ir.Model) -> dict[str, Value]:
     """Every input and computed tensor by name."""
     computed = {v.name or "": v for node in model.graph for v in node.outputs if v.name}
@@ -92,28 +113,46 @@ def tensors(model: ir.Model) -> dict[str, Value]:
 def last_spatial(model: ir.Model, target: Value, wrt: Iterable[str]) -> Value:
     """The last tensor with positions on the way to the target that a weighted operator, a sum or an activation made.
 
-    [N, C, *spatial] with more than one position: what CAMs look at, and where sections of relevance begin (methods.md §3).
-    TargetError where there is none.
+    [N, C, *spatial] or channels last, with more than one position, of as many axes as the windowed operator above it (so
+    no tokens): what CAMs look at, and where sections of relevance begin (methods.md §3). What branches made and a Concat
+    joins, or a Transpose turns, counts as made. TargetError where there is none.
     """
     active, live = activity(model, wrt)
-    for node in reversed(nodes_between(model, [target], active, live)):
-        operation = Operation.of(node, active[id(node)], model.graph.opset_imports.get("", 0))
-        found, y = find(operation), operation.y
-        if found is None or y.shape is None or rank(y) < 3 or math.prod(d or 1 for d in dims(y)[2:]) < 2:
+    version = model.graph.opset_imports.get("", 0)
+    made: set[int] = set()
+    found: Value | None = None
+    for node in nodes_between(model, [target], active, live):
+        operation = Operation.of(node, active[id(node)], version)
+        y = operation.y
+        if not _makes(operation, made) or y is target:
             continue
-        role = found.role(operation)
-        made = isinstance(role, (Pointwise, Sum)) or (
-            isinstance(role, Linear) and role.kind in ("weighted", "normalisation")
+        made.add(id(y))
+        channel = channel_axis_of(y)
+        if y.shape is None or rank(y) < 3 or channel not in (1, rank(y) - 1) or not _from_windows(operation, active):
+            continue
+        if math.prod(d or 1 for a, d in enumerate(dims(y)) if a not in (0, channel)) > 1:
+            found = y
+    if found is None:
+        raise TargetError(
+            f"No tensor with spatial positions leads to {target.name!r}; name the layer to look at (`-O layer=NAME`)."
         )
-        if made and y is not target and _from_windows(operation, active, model):
-            return y
-    raise TargetError(
-        f"No tensor with spatial positions leads to {target.name!r}; name the layer to look at (`-O layer=NAME`)."
-    )
+    return found
 
 
-def _from_windows(operation: Operation, active: Active, model: ir.Model) -> bool:
-    """Whether a windowed operator lies at or above this one: its axes behind the second are positions, not features."""
+def _makes(operation: Operation, made: set[int]) -> bool:
+    """Whether a node makes new features, or joins and turns some that were made."""
+    room = find(operation)
+    role = room.role(operation) if room is not None else None
+    if isinstance(role, (Pointwise, Sum)):
+        return True
+    if isinstance(role, Linear):
+        return role.kind in ("weighted", "normalisation")
+    moved = isinstance(role, Rearrangement) and operation.op_type in ("Concat", "Transpose", "Identity", "Dropout")
+    return moved and all(id(operation.inputs[i]) in made for i in operation.active)
+
+
+def _from_windows(operation: Operation, active: Active) -> bool:
+    """Whether a windowed operator of as many axes lies at or above this one: those behind the second are positions."""
     waiting, seen = [operation.y], set[int]()
     while waiting:
         node = waiting.pop().producer()
@@ -121,7 +160,7 @@ def _from_windows(operation: Operation, active: Active, model: ir.Model) -> bool
             continue
         seen.add(id(node))
         if _windowed(node):
-            return True
+            return rank(node.outputs[0]) == rank(operation.y)
         waiting.extend(v for v in node.inputs if v is not None)
     return False
 
@@ -208,6 +247,8 @@ def channel_axis(model: ir.Model, name: str, shape: Sequence[int]) -> int | None
         readers = [u.node for u in value.uses()]
         if any(_windowed(n) for n in readers):
             return axis
+        if any(_rowwise(n) for n in readers) and len(shape) == 3 and value.shape is not None and len(value.shape) == 3:
+            return 3 - axis  # the other one of the two: the last as this reader sees it
         step = next((n for n in readers if n.op_type == "Transpose"), readers[0] if len(readers) == 1 else None)
         found = find(Operation.of(step)) if step is not None else None
         if step is None or found is None or step.outputs[0].shape is None or len(step.outputs[0].shape) != len(shape):
@@ -219,6 +260,20 @@ def channel_axis(model: ir.Model, name: str, shape: Sequence[int]) -> int | None
     if len(shape) == 3:
         return 1
     return next((a for a in (1, len(shape) - 1) if shape[a] in (1, 3, 4)), 1)
+
+
+def _rowwise(node: ir.Node) -> bool:
+    """Whether the last axis holds the features of a token: a matrix or a layer normalisation works along it."""
+    operation = Operation.of(node, frozenset({0}))
+    found = find(operation)
+    if found is None or node.inputs[0] is None or node.inputs[0].shape is None:
+        return False
+    if node.op_type in ("LayerNormalization", "RMSNormalization", "SkipLayerNormalization"):
+        return operation.integer("axis", -1) in (-1, rank(operation.x) - 1)
+    if len(node.inputs) < 2 or node.inputs[1] is None or node.inputs[1].shape is None:
+        return False
+    role = found.role(operation)
+    return isinstance(role, Linear) and role.kind == "weighted" and not role.spatial and role.data == 0
 
 
 def _windowed(node: ir.Node) -> bool:

@@ -487,6 +487,12 @@ def normalizations() -> Iterator[Case]:
         "batchnorm-behind-gemm", "t = Gemm(x, w, c); y = BatchNormalization<epsilon=0.0078125>(t, s, b, m, v)",
         {"x": signed(4, 5)}, statistics | {"w": signed(5, 3), "c": signed(3)}, role="linear", linear=True,
     )  # fmt: skip
+    yield from cases(
+        "batchnorm-computed-statistics",
+        "m = ReduceMean<axes=[0,2,3],keepdims=0>(x); a = Abs(m); v = Exp(a);"
+        " y = BatchNormalization<epsilon=0.0078125>(x, s, b, m, v)",
+        {"x": signed(2, 3, 4, 3)}, {"s": signed(3), "b": signed(3)}, role="normalization",
+    )  # fmt: skip
     affine = {"s": signed(3), "b": signed(3)}
     instance = "y = InstanceNormalization<epsilon=0.0078125>(x, s, b)"
     for name, shape in {"-1d": (2, 3, 6), "": (2, 3, 3, 4), "-3d": (1, 3, 2, 3, 2)}.items():
@@ -513,9 +519,17 @@ def normalizations() -> Iterator[Case]:
         "layernorm", "y = LayerNormalization<axis=-1>(x, s, b)", {"x": signed(2, 4, 5)},
         {"s": signed(5), "b": signed(5)}, role="normalization", optional=True,
     )  # fmt: skip
+    group = "y = GroupNormalization<num_groups=2,stash_type=FLOAT>(x, s, b)"
+    per_channel: dict[str, Any] = {"opset": 21, "role": "normalization"}
+    affine = {"s": signed(4), "b": signed(4)}
+    yield from cases("groupnorm", group, {"x": signed(2, 4, 3, 3)}, affine, declared=(2, 4, 3, 3), **per_channel)
+    yield from cases("groupnorm-1d", group, {"x": signed(2, 4, 6)}, affine, declared=(2, 4, 6), **per_channel)
     yield from cases(
-        "groupnorm", "y = GroupNormalization<num_groups=2>(x, s, b)", {"x": signed(2, 4, 3, 3)},
-        {"s": signed(4), "b": signed(4)}, opset=21, role="normalization", optional=True, declared=(2, 4, 3, 3),
+        "groupnorm-3d", group, {"x": signed(1, 4, 2, 3, 2)}, affine, declared=(1, 4, 2, 3, 2), **per_channel
+    )
+    yield from cases(
+        "groupnorm-each-channel", "y = GroupNormalization<num_groups=4,stash_type=FLOAT>(x, s, b)", {"x": signed(2, 4, 3, 3)}, affine,
+        declared=(2, 4, 3, 3), **per_channel,
     )  # fmt: skip
 
 
@@ -637,12 +651,63 @@ def _composed_activations() -> Iterator[Case]:
     yield from cases("mish-chain", "p = Softplus(x); t = Tanh(p); y = Mul(x, t)", x, role="product")
     gate = "g = GlobalAveragePool(x); h = Conv(g, w); s = HardSigmoid(h); y = Mul(x, s)"
     yield from cases("squeeze-excite", gate, {"x": signed(2, 3, 4, 4)}, {"w": signed(3, 3, 1, 1)}, role="product")
+    yield from _longer_chains()
     yield from cases(
         "layernorm-chain",
         "m = ReduceMean<axes=[-1]>(x); d = Sub(x, m); q = Pow(d, two); v = ReduceMean<axes=[-1]>(q); e = Add(v, eps);"
         " s = Sqrt(e); n = Div(d, s); y = Mul(n, w)",
         {"x": signed(2, 3, 5)}, {"two": float0(2.0), "eps": float0(1e-3), "w": signed(5)}, role="product",
     )  # fmt: skip
+
+
+def _longer_chains() -> Iterator[Case]:
+    """One operator each, which the library recognises; how it does so is judged in `test_recognise.py`."""
+    x = {"x": away(2, 3, 4)}
+    cubic = (
+        "c = Pow(x, three); k = Mul(c, small); s = Add(x, k); t = Mul(s, root); h = Tanh(t); p = Add(one, h);"
+        " m = Mul(half, x); y = Mul(m, p)"
+    )
+    numbers = {"three": float0(3.0), "small": float0(0.044715), "root": float0((2 / np.pi) ** 0.5), "one": float0(1.0)}
+    yield from cases("gelu-tanh-chain", cubic, x, numbers | {"half": float0(0.5)}, role="pointwise")
+    quick = "a = Mul(alpha, x); s = Sigmoid(a); y = Mul(s, x)"
+    yield from cases("quick-gelu-chain", quick, x, {"alpha": float0(1.702)}, role="pointwise")
+    rms = "q = Mul(x, x); m = ReduceMean<axes=[-1]>(q); e = Add(eps, m); s = Sqrt(e); i = Reciprocal(s); n = Mul(x, i); y = Mul(w, n)"
+    yield from cases(
+        "rmsnorm-chain", rms, {"x": signed(2, 3, 5)}, {"eps": float0(1e-3), "w": signed(5)}, role="normalization"
+    )
+    moments = (
+        "m = ReduceMean<axes=[1],keepdims=1>(x); d = Sub(x, m); q = Mul(d, d); v = ReduceMean<axes=[1],keepdims=1>(q);"
+        " e = Add(v, eps); s = Sqrt(e); r = Reciprocal(s); g = Mul(r, w); mg = Mul(m, g); o = Sub(b, mg); xg = Mul(x, g);"
+        " y = Add(xg, o)"
+    )
+    yield from cases(
+        "layernorm-moments-axis-1", moments, {"x": signed(2, 5, 3)},
+        {"eps": float0(1e-3), "w": signed(5, 1), "b": signed(5, 1)}, role="normalization",
+    )  # fmt: skip
+    soft = "h = ReduceMax<axes=[-1]>(x); l = Sub(x, h); e = Exp(l); t = ReduceSum(e, axis); y = Div(e, t)"
+    yield from cases("softmax-chain", soft, {"x": distinct(3, 5)}, {"axis": ints(-1)}, role="normalization")
+
+
+def contractions() -> Iterator[Case]:
+    """Einsum of one, two and three tensors, with constants on either side."""
+
+    def case(name: str, equation: str, inputs: Mapping[str, Values], constants: Any = None, **o: Any) -> Iterator[Case]:
+        operands = ", ".join(sorted([*inputs, *(constants or {})]))
+        text = f'y = Einsum<equation="{equation}">({operands})'
+        yield from cases(f"einsum-{name}", text, inputs, constants, **o)
+
+    linear: dict[str, Any] = {"role": "linear", "linear": True}
+    product: dict[str, Any] = {"role": "product"}
+    yield from case("attention", "bhid,bhjd->bhij", {"a": signed(2, 2, 3, 4), "b": signed(2, 2, 5, 4)}, **product)
+    yield from case("outer", "bi,bj->bij", {"a": signed(2, 3), "b": signed(2, 4)}, **product)
+    yield from case("summed-alone", "bij,bk->bk", {"a": signed(2, 3, 2), "b": signed(2, 4)}, **product)
+    yield from case("implicit", "ij,jk", {"a": signed(2, 3), "b": signed(3, 4)}, **product)
+    yield from case("ellipsis", "...ij,...jk->...ik", {"a": signed(2, 3, 4), "b": signed(2, 4, 2)}, **product)
+    yield from case("three", "ij,jk,kl->il", {"a": signed(2, 3), "b": signed(3, 2), "c": signed(2, 4)}, **product)
+    yield from case("weight", "bij,jk->bik", {"a": signed(2, 3, 4)}, {"w": signed(4, 5)}, **linear)
+    yield from case("weight-left", "kj,bij->bik", {"x": signed(2, 3, 4)}, {"a": signed(5, 4)}, **linear)
+    yield from case("permuted", "bij->jbi", {"x": signed(2, 3, 4)}, **linear)
+    yield from case("summed", "bij->b", {"x": signed(2, 3, 4)}, **linear)
 
 
 def arithmetic() -> Iterator[Case]:
@@ -736,6 +801,11 @@ def reductions() -> Iterator[Case]:
         dynamic = {"x": Values((3, 2, 4, 4), kind, declared=("N", 2, 4, 4))}
         yield from cases(f"{name}-dynamic-batch", text, dynamic, {"axes": ints(2, 3)}, opset=since, **options)
     two = {"x": away(2, 3, 4)}
+    for operator in ("ReduceL1", "ReduceSumSquare", "ReduceLogSum"):
+        name, x = operator.lower(), {"x": positive(2, 3, 4) if operator == "ReduceLogSum" else away(2, 3, 4)}
+        attribute = f"y = {operator}<axes=[1,-1],keepdims=0>(x)"
+        yield from cases(name, attribute, x, opset=(11, 13), role="normalization")
+        yield from cases(f"{name}-input", f"y = {operator}(x, a)", x, {"a": ints(1)}, opset=18, role="normalization")
     yield from cases("reducel2", "y = ReduceL2<axes=[1]>(x)", two, opset=13, role="normalization", optional=True)
     yield from cases(
         "reducemin", "y = ReduceMin<axes=[1]>(x)", {"x": distinct(2, 3, 4)}, opset=13, role="selection", optional=True
@@ -1149,7 +1219,7 @@ def _networks() -> Iterator[Case]:
 def _table() -> tuple[Case, ...]:
     families = (
         convolutions, transposed_convolutions, dense_layers, max_pools, average_pools, normalizations, activations,
-        arithmetic, selections, reductions, shapes, partitions, pads, resizes, shape_arithmetic, structures,
+        arithmetic, contractions, selections, reductions, shapes, partitions, pads, resizes, shape_arithmetic, structures,
     )  # fmt: skip
     table = tuple(case for family in families for case in family())
     names = [case.name for case in table]

@@ -1,6 +1,7 @@
 """Canonical form: functions inlined, one opset, constants lifted and folded, every tensor typed and shaped.
 
-Ordered passes with postconditions. Nothing here changes what the model computes: no fusion, no removal of a layer.
+Ordered passes with postconditions. Nothing here changes what the model computes: no layer is removed; chains of primitives
+that spell one operator become that operator (`recognise`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 
 from onnx_explain.errors import InputError, ModelError, UnsupportedOperator, suggest
+from onnx_explain.ir.contrib import unfuse
 from onnx_explain.ir.emit import set_dtype
 from onnx_explain.ir.model import first_line
+from onnx_explain.ir.recognise import recognise
 
 OPSET = 18  # the lowest opset with axes as inputs, Split's num_outputs and ScatterElements' additions
 GIANT = 16 << 30  # bytes of one tensor for one sample
@@ -39,6 +42,7 @@ def canonicalize(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     """
     model = model.clone()
     _lift(model)
+    unfuse(model)
     _convert(model)
     _lift(model)
     _name(model)
@@ -46,7 +50,7 @@ def canonicalize(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     _bind(model, shapes or {})
     _infer(model)
     _refuse_giants(model)
-    return model
+    return recognise(model)
 
 
 def _refuse_giants(model: ir.Model) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnx_explain.ir.emit import PREFIX, Emitter, set_dtype
+from onnx_explain.ir.recognise import spell_out
 from onnx_explain.ir.view import Operation, Value, plain
 
 DOMAIN = "ai.onnx_explain"
@@ -91,6 +92,7 @@ def read(node: ir.Node) -> CompositeNode:
 
 def expand(model: ir.Model) -> ir.Model:
     """Lower every composite to plain ONNX, in place; equal sub-expressions are emitted once."""
+    spell_out(model)
     graph = model.graph
     op = Emitter(graph)
     for node in [n for n in graph if n.domain == DOMAIN]:
@@ -133,6 +135,7 @@ def as_functions(model: ir.Model) -> ir.Model:
 
     One function per distinct (composite, attributes, operand types): bodies are specialised to shapes.
     """
+    spell_out(model)
     made: dict[Any, str] = {}
     for node in [n for n in model.graph if n.domain == DOMAIN]:
         key = _signature(node)

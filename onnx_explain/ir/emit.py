@@ -181,6 +181,18 @@ class Emitter:
         out = self.Reshape(value, self.shape_of(like))
         return self.typed(out, like) if out is not like else out
 
+    def pad_axis(
+        self, value: Value, axis: int, before: int, after: int, *, fill: float = 0.0, n: int | None = None
+    ) -> Value:
+        """`value` with entries of `fill` before and behind along one axis; `n`: its rank, where it carries no shape.
+
+        The pads have full rank: ONNX Runtime's transpose optimizer (1.31) mistakes pads that name their axes.
+        """
+        size = n if n is not None else len(dims(value))
+        front, back = [0] * size, [0] * size
+        front[axis], back[axis] = before, after
+        return self.Pad(value, self.ints(*front, *back), self.constant(fill, like=value))
+
     def _operand(self, value: Any, reference: Value | None) -> Value | None:
         if value is None or isinstance(value, Value):
             return value

@@ -67,7 +67,7 @@ class Twin:
             )
         operands = [None if v is None else self._of.get(id(v), v) for v in node.inputs]
         attributes = {name: plain(a) for name, a in node.attributes.items()}
-        with self._op.serving(f"reference/{node.name or node.op_type}"):
+        with self._op.serving(node.name or node.op_type):
             outs = self._op.emit(
                 node.op_type,
                 operands,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
+import string
+from collections.abc import Sequence
 
-from onnx_explain.errors import ModelError
+import numpy as np
+import onnx_ir as ir
+
+from onnx_explain.errors import ModelError, UnsupportedOperator
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.operators.pool import first_maximum
 from onnx_explain.operators.roles import Linear, Pointwise, Product, Role, Selection, Sum, reduce_like, room
+from onnx_explain.operators.secant import Pair, difference, middle, safe_quotient, secant, selected
 
 
 @room("Add", "Sum", sign="inherits")
@@ -56,6 +61,20 @@ def div(node: Operation) -> Role:
     return Product(vjp, (0,))
 
 
+@secant("Div")
+def _div_between(op: Emitter, r: Value, pair: Pair) -> dict[int, Value]:
+    """a·(1/b), by the product rule; Δ(1/b)/Δb = -1/(b·b⁰) needs no quotient of small numbers."""
+    (a, b), (a0, b0) = ((p.input(0), p.input(1)) for p in (pair.node, pair.base))
+    inverse = middle(op, op.typed(op.Reciprocal(b), b), op.typed(op.Reciprocal(b0), b))
+    falling = op.Neg(op.Div(middle(op, a, a0), op.Mul(b, b0)))
+    factors = {0: (inverse, a), 1: (falling, b)}
+    return {
+        k: reduce_like(op, _as(op, op.Mul(r, factor), pair.node.y), x)
+        for k, (factor, x) in factors.items()
+        if k in pair.node.active
+    }
+
+
 def _scaling(node: Operation, data: int, scale: object) -> Linear:
     def forward(op: Emitter, x: Value, w: Value | None) -> Value:
         return op.typed(scale(op, x), node.y)  # type: ignore[operator]
@@ -99,6 +118,21 @@ def power(node: Operation) -> Role:
     return Product(vjp, (0,))
 
 
+@secant("Pow")
+def _pow_between(op: Emitter, r: Value, pair: Pair) -> dict[int, Value]:
+    """Of two active operands: e^{p·log x}, for x > 0."""
+    node, base = pair.node, pair.base
+    x, x0, p, p0 = node.input(0), base.input(0), node.input(1), base.input(1)
+    logs, logs0 = (op.typed(op.Log(v), x) for v in (x, x0))
+    raised = op.Sub(op.Mul(p, logs), op.Mul(p0, logs0))
+    m = op.Mul(r, pair.quotient(op, difference(op, node.y, base.y), raised, lambda: node.y))
+    rising = pair.quotient(op, difference(op, logs, logs0), difference(op, x, x0), lambda: op.Reciprocal(x))
+    return {
+        0: reduce_like(op, _as(op, op.Mul(op.Mul(m, middle(op, p, p0)), rising), node.y), x),
+        1: reduce_like(op, _as(op, op.Mul(m, middle(op, logs, logs0)), node.y), p),
+    }
+
+
 @room("Max", "Min")
 def extremum(node: Operation) -> Selection:
     """The winning operand takes all; of equal operands the first."""
@@ -118,6 +152,11 @@ def extremum(node: Operation) -> Selection:
         return shares
 
     return Selection(route, leaks=len(node.active) < len(node.inputs))
+
+
+@secant("Min")
+def _min_between(op: Emitter, r: Value, pair: Pair) -> dict[int, Value]:
+    return selected(op, r, pair, extremum, smallest=True)
 
 
 def reduced_axes(node: Operation) -> list[int]:
@@ -175,6 +214,11 @@ def reduce_max(node: Operation) -> Selection:
     return Selection(route)
 
 
+@secant("ReduceMin")
+def _reduce_min_between(op: Emitter, r: Value, pair: Pair) -> dict[int, Value]:
+    return selected(op, r, pair, reduce_max, smallest=True)
+
+
 @room("ReduceL2", sign="nonnegative")
 def reduce_l2(node: Operation) -> Role:
     """y = √Σx²: as a pointwise map of each x it has the derivative x/y."""
@@ -188,3 +232,85 @@ def reduce_l2(node: Operation) -> Role:
         return op.typed(op.Mul(node.x, op.Div(r1, y1)), node.x)
 
     return Product(vjp, (0,), False)
+
+
+@secant("ReduceL2")
+def _reduce_l2_between(op: Emitter, r: Value, pair: Pair) -> dict[int, Value]:
+    """√s with s = Σx²: Δ√s/Δs = 1/(y + y⁰) and Δx² = (x + x⁰)Δx."""
+    node, axes = pair.node, reduced_axes(pair.node)
+    q = safe_quotient(op, op.typed(r, node.y), op.Add(node.y, pair.base.y))
+    kept = q if bool(node.integer("keepdims", 1)) or not axes else op.Unsqueeze(q, op.ints(*axes))
+    return {0: op.typed(op.Mul(kept, op.Add(node.x, pair.base.x)), node.x)}
+
+
+@room("Einsum")
+def einsum(node: Operation) -> Role:
+    """y = Σ over the letters that the output lacks of the product of the operands; the adjoint exchanges operand and output."""
+    terms, out = _einsum_terms(node)
+    if any(len(set(t)) < len(t) for t in (*terms, out)):
+        raise UnsupportedOperator(
+            f"{node.where}: takes a diagonal ({node.text('equation', '')!r}); export it as primitives."
+        )
+    sizes = _einsum_sizes(node, terms)
+
+    def adjoint(op: Emitter, s: Value, k: int, like: Value, others: Sequence[Value]) -> Value:
+        rest = [t for i, t in enumerate(terms) if i != k]
+        there = {letter for t in (out, *rest) for letter in t}
+        found = "".join(letter for letter in terms[k] if letter in there)
+        back = op.Einsum(s, *others, equation=f"{','.join((out, *rest))}->{found}")
+        missing = [i for i, letter in enumerate(terms[k]) if letter not in there]
+        if missing:  # letters of this operand alone were summed: each entry takes the whole
+            return op.typed(op.Expand(op.Unsqueeze(back, op.ints(*missing)), op.shape_of(like)), like)
+        back.shape = ir.Shape([sizes[letter] for letter in terms[k]])
+        return reduce_like(op, back, like)
+
+    def without(k: int) -> list[Value]:
+        return [node.input(i) for i in range(len(terms)) if i != k]
+
+    if len(node.active) > 1:
+        return Product(
+            lambda op, r, k: adjoint(op, r, k, node.input(k), without(k)), tuple(range(len(terms))), elementwise=False
+        )
+    if len(terms) > 2:
+        raise UnsupportedOperator(f"{node.where}: has several constant operands; multiply them before the export.")
+    data = min(node.active, default=0)
+
+    def forward(op: Emitter, x: Value, w: Value | None) -> Value:
+        operands = [x] if w is None else [x, w] if data == 0 else [w, x]
+        return op.typed(op.Einsum(*operands, equation=f"{','.join(terms)}->{out}"), node.y)
+
+    def transpose(op: Emitter, s: Value, w: Value | None, like: Value) -> Value:
+        return op.typed(adjoint(op, s, data, like, [] if w is None else [w]), like)
+
+    if len(terms) == 1:
+        return Linear("average", forward, transpose)
+    return Linear("weighted", forward, transpose, data, 1 - data, channel_axis=max(rank(node.y) - 1, 0))
+
+
+def _einsum_sizes(node: Operation, terms: Sequence[str]) -> dict[str, int | ir.SymbolicDim]:
+    """The length of every letter; an axis of length 1 is repeated to the others' length."""
+    sizes: dict[str, int | ir.SymbolicDim] = {}
+    for k, term in enumerate(terms):
+        for letter, size in zip(term, node.input(k).shape or ()):
+            if sizes.get(letter, 1) == 1:
+                sizes[letter] = size
+    return sizes
+
+
+def _einsum_terms(node: Operation) -> tuple[list[str], str]:
+    """The letters of every operand and of the output, with those that an ellipsis stands for."""
+    left, arrow, out = node.text("equation", "").replace(" ", "").partition("->")
+    terms = left.split(",")
+    spare = [c for c in string.ascii_letters if c not in left and c not in out]
+    wide = [rank(x) - len(t.replace("...", "")) for t, x in zip(terms, node.inputs) if x is not None and "..." in t]
+    dots = "".join(spare[: max(wide, default=0)])
+    terms = [
+        t.replace("...", dots[len(dots) - (rank(x) - len(t.replace("...", ""))) :])
+        if x is not None and "..." in t
+        else t
+        for t, x in zip(terms, node.inputs)
+    ]
+    if arrow:
+        return terms, out.replace("...", dots)
+    once = sorted({c for c in "".join(terms) if c not in dots and "".join(terms).count(c) == 1})
+    return terms, dots + "".join(once)

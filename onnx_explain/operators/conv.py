@@ -7,7 +7,8 @@ from dataclasses import replace
 from onnx_explain.errors import ModelError, UnsupportedOperator
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, Window, dims, spatial
-from onnx_explain.operators.roles import Linear, per_channel, room
+from onnx_explain.operators.patches import transposed_windows, windows
+from onnx_explain.operators.roles import Linear, PerSample, per_channel, room
 
 
 @room("Conv")
@@ -34,8 +35,21 @@ def conv(node: Operation) -> Linear:
             raise ModelError(f"{node.where}: has no weight.")
         return op.typed(window_adjoint(op, s, w, window, group), like)
 
+    def per_sample() -> PerSample:
+        return windows(window, *_channels(node, x, node.y), group)
+
     bias = (lambda op: per_channel(op, node.input(2), node.y)) if node.has(2) else None
-    return Linear("weighted", forward, transpose, 0, 1, bias, _rescale_first, spatial=True)
+    return Linear("weighted", forward, transpose, 0, 1, bias, _rescale_first, spatial=True, per_sample=per_sample)
+
+
+def _channels(node: Operation, x: Value, y: Value) -> tuple[int, int]:
+    """How many channels go in and come out."""
+    before, after = dims(x)[1], dims(y)[1]
+    if before is None or after is None:
+        raise ModelError(
+            f"{node.where}: the channels of {x.name!r} and {y.name!r} are not known before the model runs."
+        )
+    return before, after
 
 
 def _rescale_first(op: Emitter, w: Value, c: Value) -> Value:
@@ -109,7 +123,7 @@ def conv_transpose(node: Operation) -> Linear:
             f"{node.where}: its weight is computed from an explained input, which no rule covers; explain the inputs before it."
         )
     group = node.integer("group", 1)
-    window = _transposed_window(node, x, w)
+    window = transposed_window(node, x, w)
 
     def forward(op: Emitter, x: Value, w: Value | None) -> Value:
         keep = ("auto_pad", "dilations", "group", "output_padding", "output_shape", "pads", "strides")
@@ -150,11 +164,14 @@ def conv_transpose(node: Operation) -> Linear:
         scaled = op.Mul(split, op.Reshape(c, op.ints(group, 1, sizes[1], *[1] * (len(sizes) - 2))))
         return op.typed(op.Reshape(scaled, op.ints(*sizes)), w)
 
+    def per_sample() -> PerSample:
+        return transposed_windows(window, *_channels(node, x, node.y), group)
+
     bias = (lambda op: per_channel(op, node.input(2), node.y)) if node.has(2) else None
-    return Linear("weighted", forward, transpose, 0, 1, bias, rescale, spatial=True)
+    return Linear("weighted", forward, transpose, 0, 1, bias, rescale, spatial=True, per_sample=per_sample)
 
 
-def _transposed_window(node: Operation, x: Value, w: Value) -> Window:
+def transposed_window(node: Operation, x: Value, w: Value) -> Window:
     """The geometry as the adjoint Conv sees it: `size` is y's, `out` is x's; pads as ONNX derives them."""
     kernel = _kernel(node, w)
     n = len(kernel)

@@ -6,8 +6,9 @@ import onnx_ir as ir
 
 from onnx_explain.errors import ModelError, UnsupportedOperator
 from onnx_explain.ir.emit import Emitter
-from onnx_explain.ir.view import Operation, Value, rank
-from onnx_explain.operators.roles import Linear, Product, Role, reduce_like, room
+from onnx_explain.ir.view import Operation, Value, dims, rank, spatial
+from onnx_explain.operators.patches import columns
+from onnx_explain.operators.roles import Linear, PerSample, Product, Role, reduce_like, room
 
 
 @room("Gemm")
@@ -45,10 +46,27 @@ def gemm(node: Operation) -> Role:
     def rescale(op: Emitter, w: Value, c: Value) -> Value:
         return op.typed(op.Mul(w, op.Reshape(c, op.ints(-1, 1)) if flip[1] else c), w)
 
+    def per_sample() -> PerSample:
+        shape = spatial(node.input(1 - data), 0)
+        if data == 0:
+            features, outputs = reversed(shape) if flip[1] else shape
+            return _of_samples(0, features, outputs, flipped=bool(flip[0]))
+        features, outputs = shape if flip[0] else reversed(shape)
+        return _of_columns(features, outputs, flipped=bool(flip[1]))
+
     bias = None
     if node.has(2):
         bias = (lambda op: node.input(2)) if beta == 1.0 else (lambda op: op.Mul(node.input(2), beta))
-    return Linear("weighted", forward, transpose, data, 1 - data, bias, rescale if data == 0 else None)
+    return Linear(
+        "weighted",
+        forward,
+        transpose,
+        data,
+        1 - data,
+        bias,
+        rescale if data == 0 else None,
+        per_sample=per_sample,
+    )
 
 
 @room("MatMul")
@@ -85,7 +103,97 @@ def matmul(node: Operation) -> Role:
 
     simple = data == 0 and rank(node.input(1)) == 2
     rescale = (lambda op, w, c: op.typed(op.Mul(w, c), w)) if simple else None
-    return Linear("weighted", forward, transpose, data, 1 - data, None, rescale, channel_axis=max(rank(node.y) - 1, 0))
+    return Linear(
+        "weighted",
+        forward,
+        transpose,
+        data,
+        1 - data,
+        None,
+        rescale,
+        channel_axis=max(rank(node.y) - 1, 0),
+        per_sample=lambda: _per_sample(node, data),
+    )
+
+
+def _of_samples(head: int, features: int, outputs: int, flipped: bool = False) -> PerSample:
+    """Of one weight behind the samples: everything between them and the features is a position that shares it.
+
+    `head`: 0 copies the number of samples, 1 stands for a lone vector. `flipped`: the samples lie on the last of two axes.
+    """
+
+    def laid(op: Emitter, value: Value, size: int) -> Value:
+        return swap_last(op, op.Reshape(value, op.ints(head, 1, -1, size)), 4)
+
+    def unfold(op: Emitter, x: Value) -> Value:
+        return laid(op, op.Transpose(x, perm=[1, 0]) if flipped else x, features)
+
+    def fold(op: Emitter, c: Value, like: Value) -> Value:
+        flat = swap_last(op, c, 4)
+        if flipped:
+            return op.typed(op.Transpose(op.Reshape(flat, op.ints(-1, features)), perm=[1, 0]), like)
+        return op.reshape_like(flat, like)
+
+    return columns(unfold, fold, lambda op, r: laid(op, r, outputs))
+
+
+def _of_columns(features: int, outputs: int, flipped: bool = False) -> PerSample:
+    """Of a weight before a matrix or vector without samples: its columns are positions of one sample."""
+
+    def unfold(op: Emitter, x: Value) -> Value:
+        return op.Reshape(op.Transpose(x, perm=[1, 0]) if flipped else x, op.ints(1, 1, features, -1))
+
+    def fold(op: Emitter, c: Value, like: Value) -> Value:
+        if flipped:
+            return op.typed(op.Transpose(op.Squeeze(c, op.ints(0, 1)), perm=[1, 0]), like)
+        return op.reshape_like(c, like)
+
+    return columns(unfold, fold, lambda op, r: op.Reshape(r, op.ints(1, 1, outputs, -1)))
+
+
+def _of_stacks(node: Operation, data: int, features: int, outputs: int) -> PerSample:
+    """Of a stack of matrices, or of weights: the axes between the samples and the matrix are groups."""
+    x, y = node.input(data), node.y
+    positions = spatial(x, rank(x) - 2)[1 if data == 1 else 0]
+
+    def laid(op: Emitter, value: Value, size: int) -> Value:
+        matrix = (size, positions) if data == 1 else (positions, size)
+        stacked = op.Reshape(value, op.ints(0, -1, *matrix))
+        return stacked if data == 1 else swap_last(op, stacked, 4)
+
+    def unfold(op: Emitter, x: Value) -> Value:
+        wide = rank(x) < rank(y) or dims(x)[:-2] != dims(y)[:-2]
+        return laid(op, op.Expand(x, _stack(op, y, x)) if wide else x, features)
+
+    def fold(op: Emitter, c: Value, like: Value) -> Value:
+        matrices = c if data == 1 else swap_last(op, c, 4)
+        full = op.Reshape(matrices, _stack(op, y, like))
+        full.shape = ir.Shape([*list(y.shape or ())[:-2], *list(like.shape or ())[-2:]])
+        return reduce_like(op, full, like)
+
+    return columns(unfold, fold, lambda op, r: laid(op, r, outputs))
+
+
+def _stack(op: Emitter, y: Value, x: Value) -> Value:
+    """The shape of x in the stack that y is."""
+    return op.Concat(op.Shape(y, start=0, end=rank(y) - 2), op.ints(*spatial(x, rank(x) - 2)), axis=0)
+
+
+def _per_sample(node: Operation, data: int) -> PerSample:
+    """Of a MatMul of any ranks; axis 0 counts the samples."""
+    x, w = node.input(data), node.input(1 - data)
+    shape = spatial(w, 0)
+    features = shape[-1] if rank(w) == 1 or data == 1 else shape[-2]
+    outputs = 1 if rank(w) == 1 else shape[-2 if data == 1 else -1]
+    if rank(w) < 3 and data == 0:
+        return _of_samples(int(rank(x) == 1), features, outputs)
+    if rank(w) < 3 and rank(x) < 3:
+        return _of_columns(features, outputs)
+    if rank(x) == 1 or rank(w) == 1:
+        raise UnsupportedOperator(
+            f"{node.where}: a vector meets a stack of matrices, which has no weight per sample; export it with rank 2."
+        )
+    return _of_stacks(node, data, features, outputs)
 
 
 def swap_last(op: Emitter, value: Value, n: int) -> Value:

@@ -180,7 +180,7 @@ def _route_axis(op: Emitter, r: Value, x: Value, y: Value, step: Window, axis: i
     at, stride = axis + 2, step.strides[axis]
     n = step.rank + 2
     begin, end = step.begin[axis], max(step.end[axis], 0)
-    padded = x if not begin + end else op.Pad(x, op.ints(begin, end), op.constant(_lowest(x), like=x), op.ints(at))
+    padded = x if not begin + end else op.pad_axis(x, at, begin, end, fill=_lowest(x), n=n)
     cells = max((begin + step.size[axis] + end - 1) // stride + 1, 1)
     taken: Value | None = None
     planes: dict[int, Value] = {}
@@ -193,11 +193,7 @@ def _route_axis(op: Emitter, r: Value, x: Value, y: Value, step: Window, axis: i
         share = op.Mul(r, op.Cast(first, to=int(r.dtype or 1)))
         before = start // stride
         after = cells - step.out[axis] - before
-        placed = (
-            share
-            if not before + after
-            else op.Pad(share, op.ints(before, after), op.constant(0.0, like=r), op.ints(at))
-        )
+        placed = share if not before + after else op.pad_axis(share, at, before, after, n=n)
         phase = start % stride
         planes[phase] = op.Add(planes[phase], placed) if phase in planes else placed
     whole = _interleaved(op, planes, stride, at, n, cells, step)

@@ -173,20 +173,23 @@ def scatter_axis(op: Emitter, r: Value, axis: int, sources: npt.NDArray[np.int64
     if n and np.array_equal(sources, np.arange(sources[0], sources[0] + n)) and sources[0] >= 0:
         if n == size:
             return r
-        return _pad_axis(op, r, axis, int(sources[0]), size - n - int(sources[0]))
+        return _sized(op.pad_axis(r, axis, int(sources[0]), size - n - int(sources[0])), r, axis, size)
     kept = sources[sources >= 0]
     if len(np.unique(kept)) == len(kept):
         back = np.full(size, n)
         back[kept] = np.flatnonzero(sources >= 0)
-        padded = r if not np.any(back == n) else _pad_axis(op, r, axis, 0, 1)
-        return op.Gather(padded, op.constant(back, dtype=np.int64), axis=axis)
+        padded = r if not np.any(back == n) else op.pad_axis(r, axis, 0, 1)
+        return _sized(op.Gather(padded, op.constant(back, dtype=np.int64), axis=axis), r, axis, size)
     matrix = np.zeros((n, size))
     matrix[np.flatnonzero(sources >= 0), kept] = 1.0
-    return apply_along(op, r, op.constant(matrix, like=r), axis)
+    return _sized(apply_along(op, r, op.constant(matrix, like=r), axis), r, axis, size)
 
 
-def _pad_axis(op: Emitter, r: Value, axis: int, before: int, after: int) -> Value:
-    return op.Pad(r, op.ints(before, after), op.constant(0.0, like=r), op.ints(axis))
+def _sized(value: Value, like: Value, axis: int, size: int) -> Value:
+    """Note the shape of `like` with another size along one axis."""
+    if like.shape is not None:
+        value.shape = ir.Shape([size if a == axis else d for a, d in enumerate(like.shape)])
+    return value
 
 
 def apply_along(op: Emitter, x: Value, matrix: Value, axis: int, n: int | None = None) -> Value:

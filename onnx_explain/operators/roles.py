@@ -20,6 +20,35 @@ Sign = Literal["any", "nonnegative", "inherits", "floored"]
 
 
 @dataclass(frozen=True)
+class Gram:
+    """The similarity of the patches that a linear map reads, in place of weights: G = XᵀX of the patches X [N, G, K, P].
+
+    `similarity(op, x)` is [N, groups, P, P]; `spread(op, x, m, like)` is the adjoint of taking patches, applied to X·m.
+    """
+
+    similarity: Callable[[Emitter, Value], Value]
+    spread: Callable[[Emitter, Value, Value, Value], Value]
+
+
+@dataclass(frozen=True)
+class PerSample:
+    """``y = L_w(x)`` with a weight w of its own for every sample, at any batch size, in batched matrix products.
+
+    Outputs are laid out in rows [N, groups, M, P]: `rows(op, r)` lays out a tensor of y's shape, and any number M of rows
+    per group may be stacked. `transpose_weight(op, s, x)` is the gradient of ⟨s, L_w x⟩ by w, per sample; `forward(op, x,
+    w)` gives rows, `transpose(op, s, w, like)` takes them; x and `like` have the operand's shape. `kernel`: the window,
+    empty for a dense map. `gram`: the same without weights, where that is measured to be faster.
+    """
+
+    rows: Callable[[Emitter, Value], Value]
+    transpose_weight: Callable[[Emitter, Value, Value], Value]
+    forward: Callable[[Emitter, Value, Value], Value]
+    transpose: Callable[[Emitter, Value, Value, Value], Value]
+    kernel: tuple[int, ...] = ()
+    gram: Gram | None = None
+
+
+@dataclass(frozen=True)
 class Linear:
     """``y = L_w(x) + b``, linear in x and, where `weight` is given, in w.
 
@@ -40,6 +69,7 @@ class Linear:
     channel_axis: int = 1
     spatial: bool = False
     affine: tuple[Callable[[Emitter], Value], Callable[[Emitter], Value]] | None = None
+    per_sample: Callable[[], PerSample] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,405 @@
+"""Chains of primitives recognised as the one operator they spell: Gelu, Swish, LayerNormalization, Softmax and their like.
+
+A rule treats an operator as a whole, so that the exports of one network at opset 13, 17 and 20 must hold the same operators.
+No spelling is listed: a closed region (`region`) is an operator where it computes the same, in float64, for all of many
+inputs and for any scale and shift. That finds every order of operands and every place of the constants, and fires only
+where it is exact. (onnxscript's fusion rules match a few fixed spellings each, for axis -1.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_explain.ir.emit import Emitter, set_dtype
+from onnx_explain.ir.region import REDUCTIONS, Array, Region, Regions, erf
+from onnx_explain.ir.view import Operation, Value
+
+_ROUNDING = {ir.DataType.FLOAT16: 4e-3, ir.DataType.BFLOAT16: 3e-2}  # of the constants, in units of 1 + |x|
+_SINGLE = 1e-6
+_PROVEN = 1e-7  # float64 against float64 with the same constants; the order of summation alone differs
+_GRID = np.concatenate([np.linspace(-12.0, 12.0, 193), np.logspace(-4, 1.9, 24), -np.logspace(-4, 1.9, 24)])
+NEWER = {"Gelu": 20, "RMSNormalization": 23, "Swish": 24}  # the opset that brought what a region may stand for
+# what evaluators compute with a float32 1/6, in float64 too, is not exactly the region: it is spelled out again as well
+_ALWAYS, _MARK = frozenset({"HardSwish"}), "onnx_explain.recognised"
+_ROUNDED = frozenset({"LayerNormalization"})  # in a file of float64: its ε is kept as a float32
+
+
+@dataclass(frozen=True)
+class Found:
+    """The operator that a region spells: its operands behind the entry, and its attributes.
+
+    `before`, `behind`: permutations of the entry's and of the result's axes.
+    """
+
+    op_type: str
+    operands: tuple[Value, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    before: tuple[int, ...] = ()
+    behind: tuple[int, ...] = ()
+
+
+def recognise(model: ir.Model) -> ir.Model:
+    """Replace every region that spells an operator by that operator; in place.
+
+    The model is shaped and its constants are lifted. Gelu, Swish and RMSNormalization are written whatever the model's opset
+    is: `spell_out` brings it back to what a runtime of that opset knows.
+    """
+    graph = model.graph
+    anchors = [n for n in graph if n.op_type in _ANCHORS and n.domain in ("", "ai.onnx")]
+    if not anchors:
+        return model
+    regions, gone = Regions(graph), set[int]()
+    for anchor in anchors:
+        if id(anchor) in gone or regions.leads_nowhere(anchor):
+            continue
+        for region, found in _readings(list(regions.around(anchor))):
+            gone |= _stand_in(graph, regions, region, found)
+            break
+    return model
+
+
+def _readings(regions: list[Region]) -> Iterator[tuple[Region, Found]]:
+    """What the regions around an anchor spell: the one that takes in most first."""
+    plain = [r for r in regions if not r.operators & REDUCTIONS]
+    reducing = [r for r in regions if r.operators & REDUCTIONS]
+    for region in sorted(reducing, key=lambda r: (-len(r.vectors), -len(r.nodes))):
+        for form in (_softmax, _normalisation):
+            found = form(region) if region.begins else None
+            if found is not None:
+                yield region, found
+    for region in sorted(plain, key=lambda r: -len(r.nodes)):
+        found = _pointwise(region)
+        if found is not None:
+            yield region, found
+
+
+# ------------------------------------------------------------------------------------------- functions of one number
+
+
+def _sigmoid(x: Array) -> Array:
+    return np.asarray(np.exp(-np.logaddexp(0.0, -x)))
+
+
+_CUBIC = math.sqrt(2.0 / math.pi)
+_FUNCTIONS: tuple[tuple[str, dict[str, Any], Callable[[Array], Array]], ...] = (
+    ("Gelu", {}, lambda x: x * 0.5 * (1.0 + erf(x / math.sqrt(2.0)))),
+    ("Gelu", {"approximate": "tanh"}, lambda x: x * 0.5 * (1.0 + np.tanh(_CUBIC * (x + 0.044715 * x**3)))),
+    ("HardSwish", {}, lambda x: x * np.clip(x / 6.0 + 0.5, 0.0, 1.0)),
+    ("Mish", {}, lambda x: x * np.tanh(np.logaddexp(0.0, x))),
+    ("Sigmoid", {}, _sigmoid),
+    ("Softplus", {}, lambda x: np.logaddexp(0.0, x)),
+)
+_ANCHORS = frozenset({"Clip", "Erf", "Exp", "HardSigmoid", "Min", "Pow", "Sigmoid", "Softplus", "Sqrt", "Tanh"})
+
+
+def _pointwise(region: Region) -> Found | None:
+    """An activation, where it agrees on the whole grid."""
+    turned, shape = region.turned, region.entry.shape
+    if turned is None or shape is None or region.entry.dtype != region.exit.dtype or region.vectors:
+        return None
+    if region.exit.shape is None or [shape[a] for a in turned or range(len(shape))] != list(region.exit.shape):
+        return None
+    y = region.run(_GRID)
+    if y is None or y.shape[-1:] != _GRID.shape or y.size != _GRID.size:
+        return None
+    y = y.reshape(_GRID.shape)
+    slack = _ROUNDING.get(region.entry.dtype or ir.DataType.FLOAT, _SINGLE) * (1.0 + np.abs(_GRID))
+    for op_type, attributes, function in (*_FUNCTIONS, *_families(region)):
+        if bool((np.abs(y - _on_grid(function)) <= slack).all()):
+            return Found(op_type, (), attributes, before=turned)
+    return None
+
+
+@lru_cache(maxsize=16)
+def _on_grid(function: Callable[[Array], Array]) -> Array:
+    return function(_GRID)
+
+
+def _families(region: Region) -> Iterator[tuple[str, dict[str, Any], Callable[[Array], Array]]]:
+    """Functions with a parameter, which is read off the region's own values."""
+    at = region.run(np.asarray([0.0, 1.0, 0.125]))
+    if at is None or at.size != 3:
+        return
+    zero, one, near = (float(v) for v in at.ravel())
+    if 0.0 < one < 1.0 and zero == 0.0:
+        alpha = math.log(one / (1.0 - one))
+        yield "Swish", {"alpha": alpha}, lambda x: x * _sigmoid(alpha * x)
+    slope = (near - zero) * 8.0
+    if 0.0 < zero < 1.0 and slope > 0.0:
+        yield "HardSigmoid", {"alpha": slope, "beta": zero}, lambda x: np.clip(slope * x + zero, 0.0, 1.0)
+
+
+# ------------------------------------------------------------------------------------------- functions of a whole axis
+
+
+def _sample(region: Region, seed: int, scale: float = 1.0) -> tuple[Array, dict[int, Array]] | None:
+    """A random entry, as small as the constants allow, and random stand-ins for the vectors among them."""
+    axes, shape = region.axes, region.entry.shape
+    if axes is None or shape is None or region.exit.shape != shape or region.entry.dtype != region.exit.dtype:
+        return None
+    n, sizes = len(shape), []
+    for a, size in enumerate(shape):
+        wide = any(c.shape is not None and len(c.shape) >= n - a and c.shape[a - n] != 1 for c in region.vectors)
+        if not isinstance(size, int) and (a in axes or wide):
+            return None
+        sizes.append(size if isinstance(size, int) and (a in axes or wide) else 2)
+    rng = np.random.default_rng(seed)
+    given = {}
+    for c in region.vectors:
+        fixed = [d for d in c.shape or () if isinstance(d, int)]
+        if c.shape is None or len(fixed) != len(c.shape) or len(fixed) > n:
+            return None
+        given[id(c)] = rng.standard_normal(fixed)
+    return rng.standard_normal(sizes) * scale + 0.3 * scale, given
+
+
+def _agrees(region: Region, expected: Callable[[Array, Mapping[int, Array]], Array], scales: Sequence[float]) -> bool:
+    for seed, scale in enumerate(scales):
+        drawn = _sample(region, seed, scale)
+        if drawn is None:
+            return False
+        y = region.run(*drawn)
+        wanted = expected(*drawn)
+        if y is None or y.shape != wanted.shape or not np.isfinite(y).all():
+            return False
+        if np.abs(y - wanted).max(initial=0.0) > _PROVEN * np.abs(wanted).max(initial=0.0):
+            return False
+    return True
+
+
+def _softmax(region: Region) -> Found | None:
+    """Softmax or LogSoftmax over one axis."""
+    axes = region.axes
+    if axes is None or len(axes) != 1 or region.vectors or not region.operators & {"Exp", "ReduceLogSumExp"}:
+        return None
+
+    def log(x: Array, given: Mapping[int, Array]) -> Array:
+        return np.asarray(x - np.logaddexp.reduce(x, axis=axes[0], keepdims=True))
+
+    if _agrees(region, lambda x, given: np.exp(log(x, given)), (1.0, 4.0)):
+        return Found("Softmax", (), {"axis": axes[0]})
+    if _agrees(region, log, (1.0, 4.0)):
+        return Found("LogSoftmax", (), {"axis": axes[0]})
+    return None
+
+
+def _normalisation(region: Region) -> Found | None:
+    """LayerNormalization or RMSNormalization, with or without scale and shift; over other than the last axes, these in front."""
+    axes = region.axes
+    if not axes or len(region.vectors) > 2 or not region.operators & {"Sqrt", "Pow"}:
+        return None
+    for epsilon in dict.fromkeys([*(s for s in region.scalars if 0.0 <= s < 0.5), 0.0]):
+        scales = (1.0, math.sqrt(epsilon) or 0.1)
+        for centred in (True, False):
+            for gain, shift in _roles(region.vectors, centred):
+                if _agrees(region, _standardised(axes, epsilon, centred, gain, shift), scales):
+                    return _normal(region, axes, epsilon, centred, gain, shift)
+    return None
+
+
+def _roles(vectors: Sequence[Value], centred: bool) -> Iterator[tuple[Value | None, Value | None]]:
+    """Which constant scales and which shifts; every one must serve."""
+    if not vectors:
+        yield None, None
+    elif len(vectors) == 1:
+        yield vectors[0], None
+        if centred:
+            yield None, vectors[0]
+    elif centred:
+        yield vectors[0], vectors[1]
+        yield vectors[1], vectors[0]
+
+
+def _standardised(
+    axes: tuple[int, ...], epsilon: float, centred: bool, gain: Value | None, shift: Value | None
+) -> Callable[[Array, Mapping[int, Array]], Array]:
+    def expected(x: Array, given: Mapping[int, Array]) -> Array:
+        moved = x - x.mean(axis=axes, keepdims=True) if centred else x
+        y = moved / np.sqrt((moved**2).mean(axis=axes, keepdims=True) + epsilon)
+        y = y if gain is None else y * given[id(gain)]
+        return np.asarray(y if shift is None else y + given[id(shift)])
+
+    return expected
+
+
+def _normal(
+    region: Region, axes: tuple[int, ...], epsilon: float, centred: bool, gain: Value | None, shift: Value | None
+) -> Found | None:
+    n, shape = len(region.entry.shape or ()), list(region.entry.shape or ())
+    sizes = [d for d in (shape[a] for a in axes) if isinstance(d, int)]
+    parts = [_shaped(c, axes, sizes, n, region.entry.dtype) for c in (gain, shift)]
+    if (gain is not None and parts[0] is None) or (shift is not None and parts[1] is None):
+        return None
+    scale = parts[0] if parts[0] is not None else _ones(region, sizes)
+    operands = (scale,) if parts[1] is None else (scale, parts[1])
+    attributes = {"axis": -len(axes), "epsilon": epsilon}
+    order = (*(a for a in range(n) if a not in axes), *axes)
+    turns = (order, tuple(order.index(a) for a in range(n))) if order != tuple(range(n)) else ((), ())
+    return Found("LayerNormalization" if centred else "RMSNormalization", operands, attributes, *turns)
+
+
+def _shaped(
+    vector: Value | None, axes: tuple[int, ...], sizes: Sequence[int], n: int, dtype: ir.DataType | None
+) -> Value | None:
+    """The constant in the shape of the normalised axes, or None where it has another."""
+    if vector is None or vector.shape is None or vector.dtype != dtype:
+        return None
+    own = [d for d in vector.shape if isinstance(d, int)]
+    whole = [1] * (n - len(own)) + own
+    if [whole[a] for a in axes] != list(sizes) or any(d != 1 for a, d in enumerate(whole) if a not in axes):
+        return None
+    if own == list(sizes):
+        return vector
+    if vector.const_value is None:
+        return None
+    return _constant(f"{vector.name}/flat", vector.const_value.numpy().reshape(sizes))
+
+
+def _ones(region: Region, sizes: Sequence[int]) -> Value:
+    kind = (region.entry.dtype or ir.DataType.FLOAT).numpy()
+    return _constant(f"{region.exit.name}/ones", np.ones(sizes, kind))
+
+
+def _constant(name: str, array: Array) -> Value:
+    tensor = ir.tensor(array, name=name)
+    return ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+
+
+# ------------------------------------------------------------------------------------------- in and out of the graph
+
+
+def _stand_in(graph: ir.Graph, regions: Regions, region: Region, found: Found) -> set[int]:
+    """Write the operator where the region was; {id} of the nodes that are gone."""
+    operands = [_registered(graph, v) for v in found.operands]
+    last = region.exit.producer()
+    if last is None:
+        raise ValueError(f"tensor {region.exit.name!r}: nothing computes it")
+    before, behind = region.entry, found.behind
+    place = regions.order[id(last)]
+    if found.before:
+        before = _turn(graph, regions, last, before, found.before, f"{last.name}/before")
+    node = ir.node(found.op_type, [before, *operands], dict(found.attributes) or None, name=last.name)
+    if found.op_type in _ALWAYS or (found.op_type in _ROUNDED and region.entry.dtype == ir.DataType.DOUBLE):
+        node.metadata_props[_MARK] = "true"
+    new, old = node.outputs[0], region.exit
+    new.name, new.shape = old.name if not behind else f"{old.name}/turned", before.shape
+    set_dtype(new, old.dtype)
+    graph.insert_before(last, node)
+    regions.adopt(node, place)
+    name, old.name = old.name, f"{old.name}/chain"
+    if behind:
+        new = _turn(graph, regions, last, new, behind, f"{last.name}/behind")
+        new.name = name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    gone = [n for n in (o.y.producer() for o in region.nodes) if n is not None]
+    idle = [u.node for n in gone for u in n.outputs[0].uses() if all(u.node is not g for g in gone)]
+    for other in [*_downwards(idle), *reversed(gone)]:
+        graph.remove(other, safe=True)
+    return {id(n) for n in (*gone, *idle)}
+
+
+def _turn(graph: ir.Graph, regions: Regions, last: ir.Node, value: Value, perm: tuple[int, ...], name: str) -> Value:
+    node = ir.node("Transpose", [value], {"perm": list(perm)}, name=name)
+    turned, sizes = node.outputs[0], list(value.shape or ())
+    turned.name, turned.shape = f"{name}_out", ir.Shape([sizes[a] for a in perm])
+    set_dtype(turned, value.dtype)
+    graph.insert_before(last, node)
+    regions.adopt(node, regions.order[id(last)])
+    return turned
+
+
+def _downwards(nodes: Sequence[ir.Node]) -> list[ir.Node]:
+    """Nodes that lead nowhere with all that reads them, the last first."""
+    found: dict[int, ir.Node] = {}
+
+    def visit(node: ir.Node) -> None:
+        if id(node) in found:
+            return
+        for value in node.outputs:
+            for use in value.uses():
+                visit(use.node)
+        found[id(node)] = node
+
+    for node in nodes:
+        visit(node)
+    return list(found.values())
+
+
+def _registered(graph: ir.Graph, value: Value) -> Value:
+    """A constant that is the graph's own."""
+    if value.producer() is not None or value.name in graph.initializers:
+        return graph.initializers.get(value.name or "", value)
+    graph.register_initializer(value)
+    return value
+
+
+def spell_out(model: ir.Model) -> ir.Model:
+    """Write operators that are newer than the model's opset as primitives, in place; a chain of HardSwish as it was."""
+    version = model.graph.opset_imports.get("", 0)
+    newer = [
+        n
+        for n in model.graph
+        if n.domain in ("", "ai.onnx") and (version < NEWER.get(n.op_type, 0) or _MARK in n.metadata_props)
+    ]
+    if not newer:
+        return model
+    op = Emitter(model.graph)
+    for node in newer:
+        with op.serving(node.name or node.op_type):
+            new, old = _SPELLINGS[node.op_type](op, Operation.of(node)), node.outputs[0]
+            op.typed(new, old)
+        old.name, new.name = f"{old.name}/whole", old.name
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        model.graph.remove(node, safe=True)
+    op.finish()
+    return model
+
+
+def _gelu(op: Emitter, node: Operation) -> Value:
+    x = node.x
+    if node.text("approximate", "none") == "tanh":
+        inner = op.Mul(op.Add(x, op.Mul(op.Mul(op.Mul(x, x), x), 0.044715)), _CUBIC)
+        return op.Mul(op.Mul(x, 0.5), op.Add(op.Tanh(inner), 1.0))
+    return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, math.sqrt(2.0))), 1.0)), 0.5)
+
+
+def _swish(op: Emitter, node: Operation) -> Value:
+    alpha = node.number("alpha", 1.0)
+    return op.Mul(node.x, op.Sigmoid(node.x if alpha == 1.0 else op.Mul(node.x, alpha)))
+
+
+def _hard_swish(op: Emitter, node: Operation) -> Value:
+    x = node.x
+    low, high = op.constant(0.0, like=x), op.constant(6.0, like=x)
+    return op.Div(op.Mul(x, op.Clip(op.Add(x, 3.0), low, high)), 6.0)
+
+
+def _layer(op: Emitter, node: Operation) -> Value:
+    n = len(node.x.shape or ())
+    axes = op.ints(*range(node.integer("axis", -1) % n, n))
+    moved = op.Sub(node.x, op.ReduceMean(node.x, axes, keepdims=1))
+    variance = op.ReduceMean(op.Mul(moved, moved), axes, keepdims=1)
+    y = op.Mul(op.Div(moved, op.Sqrt(op.Add(variance, node.number("epsilon", 1e-5)))), node.input(1))
+    return op.Add(y, node.input(2)) if node.has(2) else y
+
+
+def _rms(op: Emitter, node: Operation) -> Value:
+    n = len(node.x.shape or ())
+    axes = range(node.integer("axis", -1) % n, n)
+    half = node.x.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    x = op.Cast(node.x, to=int(ir.DataType.FLOAT)) if half else node.x
+    mean = op.ReduceMean(op.Mul(x, x), op.ints(*axes), keepdims=1)
+    unit = op.Div(x, op.Sqrt(op.Add(mean, node.number("epsilon", 1e-5))))
+    return op.Mul(op.CastLike(unit, node.x) if half else unit, node.input(1))
+
+
+_SPELLINGS: dict[str, Callable[[Emitter, Operation], Value]] = {
+    "Gelu": _gelu, "HardSwish": _hard_swish, "LayerNormalization": _layer, "RMSNormalization": _rms, "Swish": _swish,
+}  # fmt: skip
