@@ -1,9 +1,10 @@
 """Methods by name: which rule serves which node. Selectors and composites are data; the formulas live in `rules/`."""
 
-from onnx_explain.methods import gradient, lrp, rap
+from onnx_explain.methods import attention, cam, deeplift, ensemble, gradient, lrp, pattern, perturbation, rap, rsp
 from onnx_explain.methods.lrp import DENSE, FIRST, FIRST_CONV, WEIGHTED, lrp_composite
 from onnx_explain.methods.registry import (
     ALIASES,
+    FAMILIES,
     METHODS,
     Assignment,
     BatchNorm,
@@ -22,6 +23,7 @@ from onnx_explain.methods.registry import (
 __all__ = [
     "ALIASES",
     "DENSE",
+    "FAMILIES",
     "FIRST",
     "FIRST_CONV",
     "METHODS",
@@ -36,10 +38,17 @@ __all__ = [
     "Selector",
     "Turn",
     "Turned",
+    "attention",
+    "cam",
+    "deeplift",
+    "ensemble",
     "gradient",
     "lrp",
     "lrp_composite",
+    "pattern",
+    "perturbation",
     "rap",
     "register_method",
     "resolve",
+    "rsp",
 ]

@@ -6,7 +6,7 @@ Several backward halves may share one forward pass. What lies on the way is `pat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.splice import Twin
 from onnx_explain.ir.view import Operation, Value, dims, rank, shape_text
 from onnx_explain.methods import Assignment, Composite, Selector, Turned
+from onnx_explain.operators.roles import zeros_like
 from onnx_explain.path import (
     activity,
     channel_axis,
@@ -162,7 +163,8 @@ class _Half:
         layer = None
         if self.composite.turn is not None:
             layer = self._layer()
-            walk, relevance = self._turned(begun, layer, by_sample)
+            walk, relevance, seeded = self._turned(begun, layer, by_sample)
+            reports["seeded"] = seeded
         else:
             walk = self._walk([y], begun, twin)
             self._seeded(walk, begun)
@@ -270,10 +272,12 @@ class _Half:
         baseline = self.composite.baseline
         if baseline is None:
             return None
-        with self.op.serving("baseline"):
-            baseline.check(self.wrt)
-            axes = {n: channel_axis(self.model, n, [d or 0 for d in dims(v)]) for n, v in zip(self.wrt, self.sources)}
-            inputs = {n: baseline.emit(self.op, v, n, channel_axis=axes[n]) for n, v in zip(self.wrt, self.sources)}
+        baseline.check(self.wrt)
+        inputs = {}
+        for name, x in zip(self.wrt, self.sources):
+            axis = channel_axis(self.model, name, [d or 0 for d in dims(x)])
+            with self.op.serving(name):
+                inputs[name] = baseline.emit(self.op, x, name, channel_axis=axis)
         return Twin(self.model.graph, self.op, inputs)
 
     # -- methods that turn at an inner layer
@@ -286,8 +290,8 @@ class _Half:
             return self.at
         return last_spatial(self.model, self.target, self.wrt)
 
-    def _turned(self, begun: Start, layer: Value, by_sample: bool) -> tuple[Walk, dict[str, Value]]:
-        """The scores' gradients at the layer, the relevance they make there, and what becomes of it."""
+    def _turned(self, begun: Start, layer: Value, by_sample: bool) -> tuple[Walk, dict[str, Value], Value]:
+        """The scores' gradients at the layer, the relevance they make there, what becomes of it, and its sum [N]."""
         op, turn = self.op, self.composite.turn
         if turn is None:
             raise ValueError("a composite without a turn")
@@ -303,18 +307,26 @@ class _Half:
             walk = self._walk([layer], begun, None) if self.at is not layer else self._standing(begun, layer)
             walk.start(layer, r)
             walk.run()
-            return walk, {v.name or "": self._result(walk, v, None) for v in self._ends()}
+            return walk, {v.name or "": self._result(walk, v, None) for v in self._ends()}, walk.per_sample(r)
         walk = self._standing(begun, layer)
         walk.start(layer, r)
+        seeded = walk.per_sample(r)
         if self.at is not None:
             if self.at is not layer:
                 raise MethodError(
                     f"Method {self.method!r} is explained at its layer {layer.name!r}, not at {self.options.at!r}; "
                     "give the same name as `layer` and `at`."
                 )
-            return walk, {layer.name or "": r}
-        with op.serving("map"):
-            return walk, {n: op.typed(turn.spread(op, r, v), v) for n, v in zip(self.wrt, self.sources)}
+            return walk, {layer.name or "": r}, seeded
+        with op.serving(f"{layer.name}"):
+            return walk, {n: self._map(turn.spread, layer, r, n, v) for n, v in zip(self.wrt, self.sources)}, seeded
+
+    def _map(
+        self, spread: Callable[[Emitter, Value, Value], Value], layer: Value, r: Value, name: str, x: Value
+    ) -> Value:
+        """The layer's map over one input; zeros where the layer does not depend on it."""
+        _, live = activity(self.model, [name])
+        return self.op.typed(spread(self.op, r, x) if id(layer) in live else zeros_like(self.op, x), x)
 
     def _standing(self, begun: Start, layer: Value) -> Walk:
         """A walk of no steps: relevance stays where it enters."""

@@ -138,7 +138,7 @@ class Walk:
             sparse=main is not None and main.zero_with is not None,
             rectified=id(proxy) in setting.nonnegative,
             nonnegative=frozenset(i for i in operation.active if id(operation.inputs[i]) in setting.nonnegative),
-            accounting=setting.accounting and not gradient_here,
+            accounting=setting.accounting and not gradient_here and not self._multipliers,
             bias=link.bias,
             score=setting.score,
             reference=setting.reference,
@@ -168,8 +168,7 @@ class Walk:
         if r.shape is None:
             self.op.typed(r, x)
         if id(x) not in self.setting.live:
-            if step.accounting:
-                self.absorbed.append(r)
+            self._leave(x, r, step.accounting)
             return
         zero_with: Value | None = None
         if k in shares.sparse:
@@ -179,6 +178,19 @@ class Walk:
             elif link.role.rectifier and r is step.r:  # type: ignore[union-attr]
                 zero_with = step.proxy
         self.parts.setdefault(id(x), []).append(Part(r, zero_with, link.head))
+
+    @property
+    def _multipliers(self) -> bool:
+        """Whether what flows is relevance per unit of difference from the baseline."""
+        return self.composite.result == "times-difference"
+
+    def _leave(self, x: Value, r: Value, accounting: bool) -> None:
+        """Count what goes past the tensor that is explained."""
+        reference = self.setting.reference
+        if self._multipliers and self.setting.accounting and reference is not None:
+            self.absorbed.append(self.op.typed(self.op.Mul(r, self.op.Sub(x, reference(x))), x))
+        elif accounting:
+            self.absorbed.append(r)
 
     def _total(self, value: Value, gradient_here: bool) -> Part | None:
         """The sum of what came to a value; a derivative becomes relevance (times the value) where the head ends."""
