@@ -26,11 +26,15 @@ from onnx_explain.version import __version__
 if TYPE_CHECKING:
     from onnx_explain.explainer import Explainer, Explainers, build_vjp
     from onnx_explain.explanation import Explanation, Target
+    from onnx_explain.fitting import fit_patterns, pattern_quality
     from onnx_explain.methods import METHODS, Assignment, Composite, Method, Selector, lrp_composite, register_method
+    from onnx_explain.patterns import Patterns, read_patterns
 
 _LATE = {
     **dict.fromkeys(("Explainer", "Explainers", "build_vjp"), "onnx_explain.explainer"),
     **dict.fromkeys(("Explanation", "Target"), "onnx_explain.explanation"),
+    **dict.fromkeys(("fit_patterns", "pattern_quality"), "onnx_explain.fitting"),
+    **dict.fromkeys(("Patterns", "read_patterns"), "onnx_explain.patterns"),
     **dict.fromkeys(
         ("METHODS", "Assignment", "Composite", "Method", "Selector", "lrp_composite", "register_method"),
         "onnx_explain.methods",
@@ -61,6 +65,7 @@ __all__ = [
     "MethodError",
     "ModelError",
     "OutputError",
+    "Patterns",
     "RuntimeMissing",
     "Selector",
     "Target",
@@ -69,6 +74,9 @@ __all__ = [
     "VerificationError",
     "__version__",
     "build_vjp",
+    "fit_patterns",
     "lrp_composite",
+    "pattern_quality",
+    "read_patterns",
     "register_method",
 ]

@@ -61,7 +61,7 @@ def outcome(graph: RelevanceGraph, results: Arrays, way: Way) -> Outcome:
         seeded = results[graph.reports["seeded"]].astype(np.float64)
     if "reference" in graph.reports:
         seeded = np.where(index == -2, 0.0, score - results[graph.reports["reference"]].astype(np.float64))
-        completeness = feeding.arrived(relevance.values(), by_sample=graph.by_sample) - seeded
+        completeness = feeding.arrived(relevance.values(), by_sample=graph.by_sample) + absorbed - seeded
     return Outcome(
         relevance=relevance,
         outputs={n: results[n] for n in graph.outputs},
