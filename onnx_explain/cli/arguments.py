@@ -77,6 +77,18 @@ def input_shapes(texts: Sequence[str]) -> dict[str, list[int | None]]:
     return found
 
 
+def hostile(text: str) -> list[int] | str:
+    """``3,7`` as [3, 7], ``top-3`` as it is, ``none`` as []. Raises MethodError: another form."""
+    stripped = text.strip().lower()
+    if stripped in ("", "none"):
+        return []
+    if re.fullmatch(r"top-[1-9]\d{0,5}", stripped):
+        return stripped
+    if not re.fullmatch(r"\d{1,9}(\s*,\s*\d{1,9})*", stripped):
+        raise MethodError(f"--hostile {text!r} is not understood; write class indices (3,7) or top-3.")
+    return [int(part) for part in stripped.split(",")]
+
+
 def numbers(text: str | None, option: str) -> list[float] | None:
     """``"0.485,0.456,0.406"`` as numbers; None stays None. Raises InputError naming the option."""
     if text is None:

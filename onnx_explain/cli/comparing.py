@@ -18,7 +18,7 @@ from onnx_explain.errors import ExplainError, InputError, OutputError
 from onnx_explain.explainer import Explainer
 from onnx_explain.explanation import Explanation
 from onnx_explain.files import target_path
-from onnx_explain.methods import METHODS, resolve
+from onnx_explain.methods import FAMILIES, METHODS, resolve
 from onnx_explain.version import __version__
 
 ALL = "all"
@@ -31,29 +31,37 @@ Progress = Callable[[int, int], None]
 class Compared:
     """What a comparison found: a record per method that answered, and why each of the others did not."""
 
+    model: Path
     records: list[Record]
     left_out: Mapping[str, str]
     sha256: str
 
+    def document(self, figure: Path) -> dict[str, Any]:
+        """All of it as plain data."""
+        return {
+            "onnx_explain": __version__,
+            "model": {"path": str(self.model), "sha256": self.sha256},
+            "figure": str(figure),
+            "results": [r.as_dict() for r in self.records],
+            "left_out": dict(self.left_out),
+        }
 
-def compare(job: Job, figure: Path, *, as_json: bool, progress: Progress | None = None) -> None:
-    """Draw the job's one input under all its methods into `figure`, and print the table that belongs to it."""
+    def print(self, figure: Path, *, as_json: bool) -> None:
+        """The table for people, or the document."""
+        if as_json:
+            console.print_json(self.document(figure))
+        else:
+            _print(self, figure)
+
+
+def compare(job: Job, figure: Path, *, progress: Progress | None = None) -> Compared:
+    """Draw the job's one input under all its methods into `figure`, and the numbers into a .json beside it."""
     if figure.suffix.lower() not in _SUFFIXES:
         raise OutputError(f"{figure}: a figure is a .png, .svg or .pdf file; give it one of these suffixes.")
     place = target_path(figure)
     compared = run(job, place, progress)
-    document = {
-        "onnx_explain": __version__,
-        "model": {"path": str(job.model), "sha256": compared.sha256},
-        "figure": str(figure),
-        "results": [r.as_dict() for r in compared.records],
-        "left_out": dict(compared.left_out),
-    }
-    write_bytes(place.with_suffix(".json"), console.as_json(document).encode() + b"\n")
-    if as_json:
-        console.print_json(document)
-        return
-    _print(compared, figure)
+    write_bytes(place.with_suffix(".json"), console.as_json(compared.document(figure)).encode() + b"\n")
+    return compared
 
 
 def run(job: Job, place: Path, progress: Progress | None = None) -> Compared:
@@ -63,8 +71,11 @@ def run(job: Job, place: Path, progress: Progress | None = None) -> Compared:
     cannot pass) is left out and named; a method that was asked for by name raises its error.
     """
     every = list(job.methods) == [ALL]
-    names = list(METHODS) if every else list(dict.fromkeys(resolve(m).name for m in job.methods))
-    options = shared_options({n: METHODS[n].options for n in names}, job.options)
+    ordered = [m.name for family in FAMILIES for m in METHODS.values() if m.family == family]
+    names = ordered if every else list(dict.fromkeys(resolve(m).name for m in job.methods))
+    # RISE's masses of positive evidence differ in shades of one colour: around their mean they can be seen
+    centred = {"centred": True} if any("centred" in METHODS[n].options for n in names) else {}
+    options = shared_options({n: METHODS[n].options for n in names}, {**centred, **job.options})
     sample, path, aim, labels, axes = _the_input(job)
     found: dict[str, Explanation] = {}
     left_out: dict[str, str] = {}
@@ -84,7 +95,7 @@ def run(job: Job, place: Path, progress: Progress | None = None) -> Compared:
         raise InputError(f"No method could explain this input: {next(iter(left_out.values()))}")
     records = [record_of(sample, path, Named(n, aim.text, METHODS[n], e), labels) for n, e in found.items()]
     _draw(sample, found, records, place, dark=job.dark, overlays=job.overlay)
-    return Compared(records, left_out, sha256)
+    return Compared(job.model, records, left_out, sha256)
 
 
 def caption(record: Record) -> str:
@@ -170,4 +181,4 @@ def _print(compared: Compared, figure: Path) -> None:
     console.print_table(("method", "explained", "off by", "seconds"), rows, flexible=1, right=(2, 3))
     for name, reason in compared.left_out.items():
         console.note(f"{name} is left out: {reason}")
-    console.say(f"\nwritten    {figure}, {figure.with_suffix('.json').name}")
+    console.say(f"\nwritten    {figure} and {figure.with_suffix('.json').name}")

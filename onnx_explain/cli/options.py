@@ -51,10 +51,27 @@ class Resize(StrEnum):
     crop = "crop"
 
 
+class ExplainedClass(StrEnum):
+    """Which class `evaluate` explains."""
+
+    predicted = "predicted"
+    truth = "truth"
+
+
+class Objects(StrEnum):
+    """Which annotated objects count."""
+
+    all = "all"
+    target = "target"
+
+
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)]
 InputFiles = Annotated[
     list[str],
     typer.Argument(metavar="INPUT", show_default=False, help="Pictures, .npy/.npz arrays, folders or globs of them."),
+]
+OneInput = Annotated[
+    str, typer.Argument(metavar="INPUT", show_default=False, help="A picture, or an array that holds one sample.")
 ]
 OutFile = Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.", show_default=False)]
 
@@ -64,6 +81,10 @@ MethodName = Annotated[
 MethodNames = Annotated[
     list[str],
     _what("--method", "-m", metavar="NAME", show_default=True, help="A method of `onnx-explain methods`; repeatable."),
+]
+MethodList = Annotated[
+    str,
+    _what("--methods", "-m", metavar="NAME,NAME", show_default=True, help="Methods of `onnx-explain methods`, or all."),
 ]
 OptionPairs = Annotated[
     list[str] | None,
@@ -86,6 +107,11 @@ OutputName = Annotated[
     str | None, _what("--output", metavar="NAME", help="The output to explain; default: the first one of floats.")
 ]
 NoLogits = Annotated[bool, _what("--no-logits", help="Explain behind a final Softmax or Sigmoid, not before it.")]
+Hostile = Annotated[
+    str | None,
+    _what("--hostile", metavar="CLASSES", help="Of rsp: classes that speak against the target: 3,7 or top-3."),
+]
+At = Annotated[str | None, _what("--at", metavar="TENSOR", help="Explain this inner tensor in place of the inputs.")]
 Keep = Annotated[
     list[str] | None, _what("--keep", metavar="TENSOR", help="Give this inner tensor's relevance too; repeatable.")
 ]
@@ -99,6 +125,11 @@ InputShapes = Annotated[
         metavar="NAME:[1,3,224,224]",
         help="Sizes that the file leaves open (N leaves the batch open); repeatable.",
     ),
+]
+
+Patterns = Annotated[
+    Path | None,
+    _what("--patterns", metavar="FILE", help="Patterns of `fit-patterns`, for pattern-net and -attribution."),
 ]
 
 LayoutName = Annotated[ImageLayout | None, _pictures("--layout", help="Where the channels are; default: the model's.")]
@@ -126,6 +157,7 @@ BatchSize = Annotated[int, _results("--batch-size", min=1, metavar="N", help="In
 Threads = Annotated[
     int | None, _results("--threads", min=1, metavar="N", show_default="all cores", help="ONNX Runtime's threads.")
 ]
+OutFigure = Annotated[Path, _results("--out", "-o", metavar="FILE", help="The figure to write: .png, .svg or .pdf.")]
 OutFolder = Annotated[Path, _results("--out", "-o", metavar="DIR", help="The folder for the results.")]
 Overlay = Annotated[bool, _results("--overlay/--no-overlay", help="Draw each map over its picture too.")]
 Dark = Annotated[bool, _results("--dark", help="Draw figures on a dark ground.")]
@@ -133,3 +165,87 @@ AsJson = Annotated[bool, _results("--json", help="Print one JSON document instea
 Functions = Annotated[bool, _results("--functions", help="Keep composite nodes as ONNX functions, not expanded.")]
 Fold = Annotated[bool, _results("--fold", help="Store derived weights (w⁺, flipped w): larger, loads faster.")]
 Check = Annotated[bool, _results("--check/--no-check", help="Run the file; its outputs must equal the original's.")]
+
+DataFiles = Annotated[
+    list[str],
+    typer.Argument(metavar="DATA", show_default=False, help="Pictures, .npy/.npz arrays, folders or globs of them."),
+]
+PatternFile = Annotated[
+    Path, typer.Argument(metavar="PATTERNS", show_default=False, help="The file that `fit-patterns` wrote.")
+]
+PatternFiles = Annotated[
+    list[Path], typer.Argument(metavar="PATTERNS...", show_default=False, help="Files that `fit-patterns` wrote.")
+]
+PatternsOut = Annotated[Path, _results("--out", "-o", metavar="FILE", help="The .safetensors file to write.")]
+Memory = Annotated[
+    str, _results("--memory", metavar="SIZE", help="For sums and activations; what needs more takes several passes.")
+]
+CheckpointFolder = Annotated[
+    Path | None,
+    _results("--checkpoint", metavar="DIR", show_default="FILE.checkpoint", help="Where the fit notes how far it is."),
+]
+CheckpointEvery = Annotated[float, _results("--every", min=0.0, metavar="SECONDS", help="How often it does so.")]
+SkipBad = Annotated[bool, _pictures("--skip-bad", help="Leave out files that cannot be read, and count them.")]
+ScoreOn = Annotated[
+    list[str] | None, _what("--score-on", metavar="DATA", help="Score on this data, not on a part of DATA; repeatable.")
+]
+Split = Annotated[
+    float,
+    _what("--split", metavar="PART", show_default=True, help="The part of DATA on which correlations are looked for."),
+]
+Largest = Annotated[
+    int, _results("--largest", min=1, metavar="N", help="Leave out layers whose neurons read more inputs than this.")
+]
+PlotFile = Annotated[Path | None, _results("--plot", metavar="FILE", help="Draw the table as PNG, SVG or PDF.")]
+
+EvaluatedMethods = Annotated[
+    list[str],
+    _what("--methods", "-m", metavar="A,B", show_default=True, help="Methods by name, or all; repeatable."),
+]
+MetricNames = Annotated[
+    list[str],
+    _what(
+        "--metrics",
+        metavar="A,B",
+        show_default=True,
+        help="Metrics by name, by group (localisation, perturbation, conciseness, sensitivity), or all; repeatable.",
+    ),
+]
+MetricOptions = Annotated[
+    list[str] | None,
+    _what("--metric-option", "-M", metavar="KEY=VALUE", help="An option of a metric: deletion.step=64; repeatable."),
+]
+Explained = Annotated[
+    ExplainedClass, _what("--target", show_default=True, help="Explain the predicted or the true class.")
+]
+_truth = partial(typer.Option, rich_help_panel="What is known of the data", show_default=False)
+MaskPlace = Annotated[
+    Path | None,
+    _truth("--masks", metavar="DIR|FILE", help="Mask pictures by the pictures' names, or a COCO .json file."),
+]
+BoxPlace = Annotated[
+    Path | None,
+    _truth("--boxes", metavar="DIR|FILE", help="PASCAL VOC .xml files by the pictures' names, or a COCO .json file."),
+]
+TruthFile = Annotated[
+    Path | None,
+    _truth("--labels-file", metavar="FILE", help="The true classes: CSV lines file,class or JSON {file: class}."),
+]
+ObjectsOf = Annotated[
+    Objects,
+    _truth("--objects", show_default=True, help="Which objects count: all, or those of the explained class."),
+]
+SampleSize = Annotated[
+    int | None,
+    _truth("--sample", min=1, metavar="N", show_default="all", help="Evaluate N samples, drawn at random."),
+]
+RandomSeed = Annotated[
+    int, _truth("--seed", min=0, metavar="S", show_default=True, help="Of the draw, and of the metrics' noise.")
+]
+SkipFaulty = Annotated[
+    bool, _truth("--skip-bad", help="Leave out what cannot be read or has no annotation, and count it.")
+]
+ShapesOut = Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="The folder to write.")]
+ShapesCount = Annotated[int, _results("--count", "-n", min=1, metavar="N", help="How many pictures.")]
+ShapesSize = Annotated[int, _results("--size", metavar="PIXELS", help="Height and width.")]
+ShapesSeed = Annotated[int, _results("--seed", metavar="S", help="Of the series; each number another set.")]

@@ -95,6 +95,15 @@ def _progress(*, visible: bool) -> Iterator[Callable[[int, int], None] | None]:
         yield advance
 
 
+def compare(job: Job, figure: Path, *, as_json: bool) -> None:
+    """Draw the job's input under its methods, with a progress bar over the methods."""
+    from onnx_explain.cli.comparing import compare as draw
+
+    with _progress(visible=not as_json) as advance:
+        told = draw(job, figure, progress=advance)
+    told.print(figure, as_json=as_json)
+
+
 # ------------------------------------------------------------------------------------------- convert
 
 
@@ -107,6 +116,7 @@ def convert(
     seed: Seed | None,
     output: str | None,
     logits: bool,
+    at: str | None,
     keep: Sequence[str],
     functions: bool,
     fold: bool,
@@ -118,7 +128,7 @@ def convert(
     if out.suffix.lower() != ".onnx":
         raise OutputError(f"{out}: an explained model is an .onnx file; give it that suffix.")
     explainer = Explainer(
-        model, method, seed=seed, output=output, logits=logits, input_shapes=input_shapes or None, **options
+        model, method, seed=seed, output=output, logits=logits, at=at, input_shapes=input_shapes or None, **options
     )
     written = explainer.convert(out, functions=functions, fold=fold, keep=keep, check=check)
     document = written_document(written, out)
