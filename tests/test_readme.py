@@ -44,7 +44,7 @@ def test_the_python_of_the_readme_runs(shown: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(shown)
     names: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     exec(compile("\n".join(blocks), "README.md", "exec"), names)
     assert Path("map.png").is_file()
     assert Path("map.npz").is_file()
