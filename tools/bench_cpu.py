@@ -1,5 +1,7 @@
 """Time and memory of explained models against their plain models, in ONNX Runtime's CPU provider.
 
+Path methods are timed per step against the explained model of one step (its milliseconds stand in the column "plain ms").
+
 Every measurement runs in a process of its own with at most two sessions, the plain and one explained; their runs
 alternate, and a ratio is the median over the pairs. No training framework is involved.
 `python tools/bench_cpu.py --models vgg16 resnet50 --batch 1 8 --out docs/benchmarks/cpu`.
@@ -46,6 +48,10 @@ METHODS = (
     "lrp-epsilon-alpha2-beta1",
     "rap",
     "rap:variant=published",
+    "rsp",
+    "pattern-attribution",
+    "integrated-gradients",
+    "gnl-ig",
 )
 # the largest acceptable ratio of an explained run to a plain run, per method and network
 TARGETS: dict[str, dict[str, float]] = {
@@ -55,7 +61,14 @@ TARGETS: dict[str, dict[str, float]] = {
     "lrp-epsilon-plus": {"vgg16": 3.5, "resnet50": 4.0},
     "lrp-epsilon-plus-flat": {"vgg16": 3.5, "resnet50": 4.0},
     "rap": {"vgg16": 4.5, "resnet50": 5.0},
+    "rsp": {"vgg16": 7.0},
+    "pattern-attribution": {"vgg16": 2.6},
+    "integrated-gradients": {"vgg16": 1.05, "resnet50": 1.05},
+    "gnl-ig": {"vgg16": 1.05, "resnet50": 1.05},
 }
+# methods of many steps are timed against this method's explained file, per step
+STEP_OF = {"integrated-gradients": "gradient", "gnl-ig": "gnl-gradient"}
+STEPS = 50
 BUILD_TARGET_SECONDS = {"resnet50": 2.0}
 
 
@@ -147,12 +160,24 @@ def build_with_library(plain: Path, method: str, out: Path) -> Built:
 
     name, options = parse_method(method)
     model = onnx.load(plain)
+    if name in ("pattern-net", "pattern-attribution") and "patterns" not in options:
+        options["patterns"] = patterns_of_noise(plain)
     start = time.perf_counter()
     explainer = Explainer(model, method=name, device="cpu", **options)
     explainer.build()
     built = time.perf_counter()
     explainer.convert(out)
     return Built(out, built - start, time.perf_counter() - built)
+
+
+def patterns_of_noise(plain: Path) -> Any:
+    """Patterns fitted on two pictures of noise: their values do not matter for the time."""
+    from onnx_explain import fit_patterns
+
+    shape = [
+        d.dim_value or 2 for d in onnx.load(plain, load_external_data=False).graph.input[0].type.tensor_type.shape.dim
+    ]
+    return fit_patterns(str(plain), np.random.default_rng(1).standard_normal(shape, dtype=np.float32))
 
 
 # ------------------------------------------------------------------------------------- runs, each in its own process
@@ -292,17 +317,23 @@ class Bench:
                 yield from (Row(name, batch, method, target=target, error=str(error)) for batch in self.batches)
                 return
             mib = sum(file.stat().st_size for file in Path(folder).iterdir()) / 2**20
+            steps, base = 1, plain
+            if (step := STEP_OF.get(method.partition(":")[0])) is not None:
+                steps, base = parse_method(method)[1].get("steps", STEPS), Path(folder) / "step.onnx"
+                in_own_process(self.build, plain, step, base)
             for batch in self.batches:
                 row = Row(name, batch, method, target=target, file_mib=mib)
-                yield self.measure(replace(row, build_s=built.seconds, write_s=built.write_seconds), plain, out)
+                row = replace(row, build_s=built.seconds, write_s=built.write_seconds)
+                yield self.measure(row, base, out, steps)
 
-    def measure(self, row: Row, plain: Path, explained: Path) -> Row:
-        """Fill in times and memory."""
+    def measure(self, row: Row, plain: Path, explained: Path, steps: int = 1) -> Row:
+        """Fill in times and memory; of several steps, the time of one."""
         try:
             times = in_own_process(race, plain, explained, row.batch, self.rounds, self.threads)
             peak = in_own_process(peak_mib, explained, row.batch, self.threads)
         except RuntimeError as error:
             return replace(row, error=str(error))
+        times = times[0], [ms / steps for ms in times[1]]
         ratio = paired_ratio(*times)
         return replace(row, plain_ms=Spread.of(times[0]), explained_ms=Spread.of(times[1]), ratio=ratio, peak_mib=peak)
 
@@ -340,7 +371,7 @@ def cells(row: Row) -> tuple[str, ...]:
         number(row.plain_ms.median if row.plain_ms else None, 1),
         number(row.explained_ms.median if row.explained_ms else None, 1),
         row.ratio.text(),
-        "–" if row.target is None else f"≤ {row.target:.1f}{verdict}",
+        "–" if row.target is None else f"≤ {row.target:g}{verdict}",
         f"{number(row.peak_mib)} ({number(row.plain_peak_mib)})",
         number(row.build_s, 2) + (" MISSED" if row.slow_to_build else ""),
         number(row.write_s, 2),
