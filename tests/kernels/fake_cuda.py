@@ -1,0 +1,219 @@
+"""A stand-in for libcuda: records every call, keeps device memory on the host, and can run what is launched.
+
+What is launched is told by the loaded code: a real cubin is only recorded, code made by `fake_compile` names its
+specialisation, and `runs` then executes the plan it belongs to by Triton's interpreter or Numba's simulator.
+"""
+# ruff: noqa: N802 (the names are those of the C library)
+
+from __future__ import annotations
+
+import ctypes
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnx_explain_kernels.compiler import Binary, expected_parameters
+from onnx_explain_kernels.specialisation import Specialisation
+
+CODES = {"i32": "i", "i64": "q", "fp32": "f"}
+
+
+@dataclass
+class Launch:
+    """One recorded launch; `code` is what was loaded."""
+
+    code: bytes
+    grid: tuple[int, int, int]
+    threads: int
+    shared: int
+    stream: int
+    packed: bytes
+
+    def values(self, spec: Specialisation, scratch: bool = True) -> dict[str, Any]:
+        """The packed parameters by name."""
+        layout = expected_parameters(spec, scratch)
+        found = {}
+        for (name, kind), (offset, size) in zip(spec.arguments, layout):
+            code = "Q" if kind.startswith("*") else CODES[kind]
+            found[name] = struct.unpack_from(f"<{code}", self.packed, offset)[0]
+            assert size == struct.calcsize(code)
+        end = layout[-1][0] + layout[-1][1]
+        assert len(self.packed) == end, "the buffer is as long as the parameters"
+        return found
+
+
+def _set(reference: Any, value: int) -> None:
+    reference._obj.value = value
+
+
+@dataclass
+class FakeCuda:
+    """Every entry point is a method; `fails` names one that returns an error."""
+
+    capability: int = 90
+    fails: str = ""
+    runs: Callable[[Launch], None] | None = None
+    launches: list[Launch] = field(default_factory=list)
+    attributes: list[tuple[int, int]] = field(default_factory=list)
+    loaded: list[bytes] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    memory: dict[int, Any] = field(default_factory=dict)
+    clock: float = 0.0
+
+    def __getattribute__(self, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        if name.startswith("cu"):
+            self.calls.append(name)
+            if name == self.fails:
+                return lambda *_: 700
+        return value
+
+    def cuGetErrorString(self, code: int, text: Any) -> int:
+        text._obj.value = b"an illegal memory access was encountered"
+        return 0
+
+    def cuInit(self, flags: int) -> int:
+        return 0
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
+        _set(device, ordinal)
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:
+        _set(context, 0x1000)
+        return 0
+
+    def cuCtxSetCurrent(self, context: Any) -> int:
+        return 0
+
+    def cuCtxSynchronize(self) -> int:
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, number: int, device: Any) -> int:
+        _set(value, {75: self.capability // 10, 76: self.capability % 10}[number])
+        return 0
+
+    def cuDeviceGetName(self, text: Any, size: int, device: Any) -> int:
+        text.value = b"Stand-in"
+        return 0
+
+    def cuDriverGetVersion(self, version: Any) -> int:
+        _set(version, 13000)
+        return 0
+
+    def cuModuleLoadData(self, module: Any, code: bytes) -> int:
+        if code[:4] not in (b"\x7fELF", b"FAKE"):
+            return 200
+        self.loaded.append(code)
+        _set(module, 0x2000)
+        return 0
+
+    def cuModuleGetFunction(self, function: Any, module: Any, name: bytes) -> int:
+        _set(function, len(self.loaded))
+        return 0
+
+    def cuFuncSetAttribute(self, function: Any, attribute: int, value: int) -> int:
+        self.attributes.append((attribute, value))
+        return 0
+
+    def cuLaunchKernel(
+        self,
+        function: Any,
+        gx: Any,
+        gy: Any,
+        gz: Any,
+        bx: Any,
+        by: Any,
+        bz: Any,
+        shared: Any,
+        stream: Any,
+        params: Any,
+        extra: Any,
+    ) -> int:
+        assert params is None
+        assert (by.value, bz.value) == (1, 1)
+        assert (extra[0], extra[2], extra[4]) == (1, 2, None)
+        packed = ctypes.string_at(extra[1], ctypes.c_size_t.from_address(extra[3]).value)
+        grid = (gx.value, gy.value, gz.value)
+        launch = Launch(self.loaded[function.value - 1], grid, bx.value, shared.value, stream.value or 0, packed)
+        self.launches.append(launch)
+        if self.runs is not None:
+            self.runs(launch)
+        return 0
+
+    def cuMemAlloc_v2(self, pointer: Any, size: Any) -> int:
+        block = ctypes.create_string_buffer(size.value + 256)
+        address = (ctypes.addressof(block) + 255) & ~255
+        self.memory[address] = block
+        _set(pointer, address)
+        return 0
+
+    def cuMemFree_v2(self, pointer: Any) -> int:
+        return 0 if self.memory.pop(pointer.value, None) is not None else 1
+
+    def cuMemcpyHtoD_v2(self, to: Any, source: Any, size: Any) -> int:
+        ctypes.memmove(to.value, source.value, size.value)
+        return 0
+
+    def cuMemcpyDtoH_v2(self, to: Any, source: Any, size: Any) -> int:
+        ctypes.memmove(to.value, source.value, size.value)
+        return 0
+
+    def cuMemcpyDtoDAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> int:
+        ctypes.memmove(to.value, source.value, size.value)
+        return 0
+
+    def cuMemsetD32_v2(self, to: Any, word: Any, count: Any) -> int:
+        array = (ctypes.c_uint32 * count.value).from_address(to.value)
+        array[:] = [word.value] * count.value
+        return 0
+
+    def cuEventCreate(self, event: Any, flags: int) -> int:
+        _set(event, 1)
+        return 0
+
+    def cuEventRecord(self, event: Any, stream: Any) -> int:
+        self.clock += 0.5
+        return 0
+
+    def cuEventSynchronize(self, event: Any) -> int:
+        return 0
+
+    def cuEventElapsedTime(self, passed: Any, start: Any, end: Any) -> int:
+        _set(passed, 0.5)
+        return 0
+
+    def cuEventDestroy_v2(self, event: Any) -> int:
+        return 0
+
+
+def fake_code(spec: Specialisation, name: str, scratch: bool) -> bytes:
+    """A 64-bit ELF file with the parameter records of a cubin and nothing to run; the specialisation stands behind it."""
+    records = b""
+    for ordinal, (offset, size) in enumerate(expected_parameters(spec, scratch)):
+        records += struct.pack("<BBHIHHI", 4, 0x17, 12, 0, ordinal, offset, size << 18)
+    general = struct.pack("<BBHII", 4, 0x2F, 8, 1, 32) + struct.pack("<BBHII", 4, 0x11, 8, 1, 0)
+    parts = {f".nv.info.{name}": records, ".nv.info": general, f".text.{name}": b"\0" * 16}
+    names = b"\0" + b"".join(label.encode() + b"\0" for label in parts) + b".shstrtab\0"
+    body, headers, at, label_at = b"", [struct.pack("<IIQQQQIIQQ", *[0] * 10)], 64, 1
+    for label, data in [*parts.items(), (".shstrtab", names)]:
+        headers.append(
+            struct.pack("<IIQQQQIIQQ", label_at, 3 if label == ".shstrtab" else 1, 0, 0, at, len(data), 0, 0, 1, 0)
+        )
+        body, at, label_at = body + data, at + len(data), label_at + len(label) + 1
+    head = b"\x7fELF" + bytes([2, 1, 1]) + b"\0" * 9
+    head += struct.pack("<HHIQQQIHHHHHH", 2, 190, 1, 0, 0, at, 0, 64, 0, 0, 64, len(headers), len(headers) - 1)
+    return head + body + b"".join(headers) + json.dumps(spec.described()).encode()
+
+
+def specialisation_of(code: bytes) -> Specialisation:
+    """The specialisation behind `fake_code`."""
+    return Specialisation.read(json.loads(code[code.rindex(b'{"kernel"') :]))
+
+
+def fake_compile(spec: Specialisation) -> Binary:
+    """Stands in for `compile_kernel`: no compiler is needed, nothing can be run on a device."""
+    scratch = not spec.kernel.endswith("_pool")
+    return Binary(spec, fake_code(spec, spec.kernel, scratch), spec.kernel, 64 * 1024, scratch, spec.stages, "fake 1")

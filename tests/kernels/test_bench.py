@@ -1,0 +1,193 @@
+"""The benchmark script, exercised on the stand-in of libcuda: it checks, it times, it says what it did not measure."""
+# ruff: noqa: N802 (the names are those of the C library)
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from fake_cuda import FakeCuda, Launch, fake_compile, specialisation_of
+from onnx_explain_kernels.driver import Driver
+from onnx_explain_kernels.errors import CompilerMissing, DeviceError
+from onnx_explain_kernels.launch import Kernels
+from onnx_explain_kernels.plan import Plan
+from onnx_explain_kernels.store import Store
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "bench_kernels", Path(__file__).parents[2] / "tools" / "bench_kernels.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bench_kernels"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class FakeCublas:
+    """Records the products that were asked for."""
+
+    def __init__(self) -> None:
+        self.products: list[tuple[int, int, int]] = []
+
+    def cublasCreate_v2(self, handle: Any) -> int:
+        return 0
+
+    def cublasGemmEx(self, handle: Any, *arguments: Any) -> int:
+        assert len(arguments) == 18
+        m, kind, compute = arguments[2].value, arguments[7], arguments[16]
+        self.products.append((m, kind, compute))
+        return 0
+
+
+class Watched(Kernels):
+    """Remembers the plans, so that the stand-in can run what is launched."""
+
+    plans: list[Plan]
+
+    def prepare(self, plan: Plan, **options: Any) -> Any:
+        self.plans.append(plan)
+        return super().prepare(plan, **options)
+
+
+def opened(tmp_path: Path, *, runs: bool, spoil: bool = False, **options: Any) -> tuple[FakeCuda, Watched]:
+    from running import execute
+
+    fake = FakeCuda()
+    options = {"compile_with": fake_compile, **options}
+    kernels = Watched(Driver(fake), store=Store(tmp_path / "cache", shipped=None), **options)
+    kernels.plans = []
+
+    def run(launch: Launch) -> None:
+        spec = specialisation_of(launch.code)
+        plan = next(p for p in reversed(kernels.plans) if p.specialisation == spec)
+        values = launch.values(spec, scratch=not spec.kernel.endswith("_pool"))
+        values["epsilon"] *= 2 if spoil else 1
+        execute(spec, plan, values)
+
+    fake.runs = run if runs else None
+    return fake, kernels
+
+
+@pytest.fixture
+def _interpreters() -> None:
+    for name in ("triton", "numba"):
+        pytest.importorskip(name, reason=f"{name} (extra [test]) is not installed")
+
+
+@pytest.mark.usefixtures("_interpreters")
+def test_the_checks_pass_on_kernels_that_run_from_what_was_passed(bench: ModuleType, tmp_path: Path) -> None:
+    _, kernels = opened(tmp_path, runs=True)
+    words = [
+        "--check",
+        "--only",
+        "1x1/epsilon",
+        "depthwise/chain_first",
+        "dense/relative_chain",
+        "ceil/max_chain",
+        "2x2/average",
+    ]
+    assert bench.main([*words, "--out", str(tmp_path / "found" / "kernels")], kernels=kernels) == 0
+    found = json.loads((tmp_path / "found" / "kernels.json").read_text())
+    assert not found["measured"]
+    assert len(found["checks"]) > 12
+    assert {c["precision"] for c in found["checks"]} == {"tf32", "ieee", "bf16"}
+    assert all(0 <= c["error"] <= c["tolerance"] for c in found["checks"])
+    assert found["timings"] == []
+
+
+@pytest.mark.usefixtures("_interpreters")
+def test_a_wrong_kernel_is_reported_and_nothing_is_timed(
+    bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, kernels = opened(tmp_path, runs=True, spoil=True)
+    words = ["--only", "1x1/epsilon", "--precision", "ieee", "--out", str(tmp_path / "kernels")]
+    assert bench.main(words, kernels=kernels) == 1
+    assert "WRONG epsilon 1x1 ieee" in capsys.readouterr().out
+    assert json.loads((tmp_path / "kernels.json").read_text())["timings"] == []
+
+
+def test_a_kernel_that_writes_nothing_is_wrong(bench: ModuleType, tmp_path: Path) -> None:
+    _, kernels = opened(tmp_path, runs=False)
+    assert bench.main(["--check", "--only", "1x1/epsilon", "--precision", "ieee"], kernels=kernels) == 1
+
+
+def test_each_kernel_is_timed_between_measurements_of_its_ceiling(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "check", lambda *_: [])
+    fake, kernels = opened(tmp_path, runs=False)
+    cublas = FakeCublas()
+    words = [
+        "--only",
+        "resnet_5_3x3/chain",
+        "densenet_pool/average",
+        "--rounds",
+        "4",
+        "--samples",
+        "1",
+        "--matrix",
+        "64",
+    ]
+    words += ["--precision", "tf32", "bf16", "--out", str(tmp_path / "kernels")]
+    assert bench.main(words, kernels=kernels, cublas=cublas) == 0
+    found = json.loads((tmp_path / "kernels.json").read_text())
+    names = {(t["layer"], t["kernel"], t["precision"]) for t in found["timings"]}
+    assert ("resnet_5_3x3", "chain", "bf16") in names
+    assert ("densenet_pool", "average", "ieee") in names
+    for timing in found["timings"]:
+        assert timing["problem"] == ""
+        assert timing["milliseconds"] == 0.5
+        assert timing["low"] <= timing["fraction"] <= timing["high"]
+    assert cublas.products.count((64, 14, 68)) == cublas.products.count((64, 0, 77)) == 5 + 2 * 4
+    assert len(fake.launches) == len(found["timings"]) * (3 + 4)
+    assert fake.memory == {}, "everything is given back"
+    page = (tmp_path / "kernels.md").read_text()
+    assert "no figure below was measured" in page
+    assert "| resnet_5_3x3 | chain | tf32 | 0.500 |" in page
+    assert found["machine"]["device"] == "Stand-in, compute capability 9.0"
+
+
+def test_a_failure_is_a_line_of_the_table(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(spec: object) -> None:
+        raise CompilerMissing("no compiler")
+
+    monkeypatch.setattr(bench, "check", lambda *_: [])
+    _, kernels = opened(tmp_path, runs=False, compile_with=refuse)
+    words = [
+        "--only",
+        "resnet_5_3x3/chain",
+        "--samples",
+        "1",
+        "--rounds",
+        "1",
+        "--matrix",
+        "64",
+        "--out",
+        str(tmp_path / "kernels"),
+    ]
+    monkeypatch.setattr(bench.Cublas, "_load", staticmethod(no_cublas))
+    assert bench.main(words, kernels=kernels) == 0
+    assert "CompilerMissing" in (tmp_path / "kernels.md").read_text()
+
+
+def no_cublas() -> None:
+    raise DeviceError("cuBLAS is not installed")
+
+
+def test_without_a_device_nothing_is_measured(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(**_: Any) -> None:
+        raise DeviceError("No NVIDIA driver.")
+
+    monkeypatch.setattr(bench, "Kernels", missing)
+    assert bench.main([]) == 2
+    assert "Nothing was measured" in capsys.readouterr().err
