@@ -76,10 +76,15 @@ def wrt_inputs(model: ir.Model, wrt: Sequence[str] | None) -> list[str]:
 
 
 def wrt_tensors(model: ir.Model, wrt: Sequence[str] | None) -> list[str]:
-    """As `wrt_inputs`, where inner tensors of floats may be named too: the network begins at them then."""
-    inner = {n for n, v in tensors(model).items() if is_float(v)} if wrt is not None else set()
+    """As `wrt_inputs`, where inner tensors of floats may be named too: the network begins at them then.
+
+    A model whose inputs are all integers begins at its embeddings.
+    """
+    if wrt is None:
+        return wrt_inputs(model, None) or embeddings(model)
+    inner = {n for n, v in tensors(model).items() if is_float(v)}
     inputs = {v.name for v in model.graph.inputs}
-    if wrt is not None and all(name in inner and name not in inputs for name in wrt):
+    if all(name in inner and name not in inputs for name in wrt):
         return list(wrt)
     return wrt_inputs(model, wrt)
 

@@ -16,7 +16,7 @@ import numpy as np
 from onnx_explain.cli.arguments import Aim, aims, shared_options
 from onnx_explain.cli.results import Named, Record, Results
 from onnx_explain.data import Array, InputSpec, Layout, Preprocessing, Sample, find_inputs, load, sample_names
-from onnx_explain.errors import ExplainError, InputError
+from onnx_explain.errors import ExplainError
 from onnx_explain.explainer import Explainer, Explainers
 from onnx_explain.explanation import Explanation, Target
 from onnx_explain.ir.view import dims
@@ -68,7 +68,6 @@ def run(job: Job, progress: Progress | None = None) -> Finished:
 
     paths = find_inputs(job.inputs)
     explainers = _explainers(job)
-    _check_explainable(explainers, [*job.keep, *([job.at] if job.at else [])])
     labels = labels_of(explainers, job.labels)
     wanted = aims(job.targets, labels)
     specs = input_specs(explainers, job.input_shapes, job.layout)
@@ -109,17 +108,6 @@ def _explainers(job: Job) -> Explainers:
         job.model, [(name, options[name]) for name in methods], seed=job.seed, output=job.output, logits=job.logits,
         at=job.at, keep=job.keep, threads=job.threads, input_shapes=job.input_shapes or None,
     )  # fmt: skip
-
-
-def _check_explainable(explainer: Explainer | Explainers, keep: Sequence[str]) -> None:
-    """Refuse a model none of whose inputs can get relevance, unless an inner tensor's is asked for."""
-    if keep or any(dtype.kind not in "biuOUS" for _, dtype in explainer.inputs.values()):
-        return
-    listed = ", ".join(f"{name!r} {dtype}" for name, (_, dtype) in explainer.inputs.items())
-    raise InputError(
-        f"No input of the model holds floats ({listed}), so none gets relevance: name an inner tensor with --keep, "
-        "such as the embedding's output."
-    )
 
 
 # ------------------------------------------------------------------------------------------- inputs

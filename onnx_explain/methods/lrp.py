@@ -27,7 +27,7 @@ _MONTAVON = "Montavon et al.: Explaining nonlinear classification decisions with
 _OVERVIEW = "Montavon et al.: Layer-wise relevance propagation: an overview, LNCS 11700, 2019"
 Sums = Literal["signed", "absolute"]
 Products = Literal["uniform", "signal"]
-_DENSE = ("Gemm", "MatMul")
+_DENSE = ("Gemm", "MatMul", "Einsum")
 WEIGHTED = Selector(role=Linear, kind="weighted")
 FIRST = Selector(role=Linear, kind="weighted", first=True)
 FIRST_CONV = Selector(role=Linear, kind="weighted", operators=("Conv", "ConvTranspose"), first=True)

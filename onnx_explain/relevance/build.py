@@ -6,7 +6,7 @@ Several backward halves may share one forward pass. What lies on the way is `pat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -346,6 +346,11 @@ class _Half:
         walk.run()
         return walk.finished(layer)
 
+    def _values(self, relevance: Mapping[str, Value]) -> dict[str, str]:
+        """Outputs that hold what the relevance is of, where that is no input of the model."""
+        inner = [n for n in relevance if n not in self.ground.inputs]
+        return {n: self.ground.output(self.ground.tensors[n], f"{n}_value") for n in inner}
+
     # -- the result
 
     def _assemble(
@@ -371,8 +376,6 @@ class _Half:
             explained_shape=tuple(dims(self.target)),
             reports={n: ground.output(v, f"explain_{n}") for n, v in reports.items()} if told else {},
             rows=tuple(rows),
-            values={self.at.name or "": ground.output(self.at, f"{self.at.name}_value")}
-            if told and self.at is not None
-            else {},
+            values=self._values(relevance) if told else {},
             layer=None if layer is None else layer.name,
         )

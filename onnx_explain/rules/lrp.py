@@ -525,8 +525,10 @@ def normalization(epsilon: float = 1e-6) -> Rule:
         if not isinstance(role, Normalization):
             raise wrong_role(step, "is not a normalisation")
         if role.linear is None:
-            back = _taylor(op, step) if role.softmax else role.vjp(op, step.r)
-            share = op.typed(op.Mul(step.node.x, back), step.node.x)
+            back, x = _taylor(op, step) if role.softmax else role.vjp(op, step.r), step.node.x
+            if role.softmax:  # masked logits (-inf) have no probability and receive nothing
+                x = op.Where(op.Greater(x, op.constant(-np.inf, like=x)), x, op.constant(0.0, like=x))
+            share = op.typed(op.Mul(x, back), step.node.x)
             # not conserving by design: the rest is the bias of the Taylor expansion
             return Shares({0: share}, [op.typed(op.Sub(step.r, share), step.node.x)] if step.accounting else [])
         return passing(op, step) if role.linear.kind == "scale" else with_statistics(op, step)
