@@ -150,7 +150,7 @@ def count(feeds: Mapping[str, Array], by_sample: list[str]) -> int:
 def arrived(relevance: Iterable[Array], *, by_sample: bool) -> Array:
     """All relevance: float64 [N], or [1] where the explained tensor does not keep the samples apart."""
     parts = [totals(r) if by_sample else np.sum(totals(r), keepdims=True) for r in relevance]
-    return np.sum(parts, axis=0, dtype=np.float64)
+    return np.asarray(np.sum(parts, axis=0, dtype=np.float64))
 
 
 def totals(r: Array) -> Array:
