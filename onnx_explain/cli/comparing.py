@@ -59,6 +59,11 @@ def compare(job: Job, figure: Path, *, progress: Progress | None = None) -> Comp
     if figure.suffix.lower() not in _SUFFIXES:
         raise OutputError(f"{figure}: a figure is a .png, .svg or .pdf file; give it one of these suffixes.")
     place = target_path(figure)
+    read = {Path(p).resolve() for p in (job.model, *find_inputs(job.inputs), *([job.labels] if job.labels else []))}
+    if {place.resolve(), place.with_suffix(".json").resolve()} & read:
+        raise OutputError(
+            f"{figure} (or the .json beside it) is one of the files to read; name another one with --out."
+        )
     compared = run(job, place, progress)
     write_bytes(place.with_suffix(".json"), console.as_json(compared.document(figure)).encode() + b"\n")
     return compared
