@@ -19,10 +19,10 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 
 from onnx_explain.errors import InputError, ModelError, UnsupportedOperator, suggest
-from onnx_explain.ir.contrib import unfuse
 from onnx_explain.ir.emit import set_dtype
 from onnx_explain.ir.model import first_line
 from onnx_explain.ir.recognise import recognise
+from onnx_explain.ir.unfuse import unfuse
 
 OPSET = 18  # the lowest opset with axes as inputs, Split's num_outputs and ScatterElements' additions
 GIANT = 16 << 30  # bytes of one tensor for one sample
@@ -42,7 +42,7 @@ def canonicalize(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     """
     model = model.clone()
     _lift(model)
-    unfuse(model)
+    unfuse(model, _shapes)
     _convert(model)
     _lift(model)
     _name(model)
@@ -231,6 +231,18 @@ def _infer(model: ir.Model) -> None:
             if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
                 value.shape = ir.Shape([1, *list(value.shape)[1:]])
     _adopt(model, worlds)
+
+
+def _shapes(model: ir.Model) -> dict[str, ir.Shape | None]:
+    """The shape of every value by name, as far as both batch sizes agree."""
+    model = model.clone()
+    _clear_stale_shapes(model)
+    batches: Sequence[int | None] = (2, 3) if open_batch(model) else (None,)
+    try:
+        worlds = [_world(model, batch)[0] for batch in batches]
+    except ModelError:
+        worlds = [_world(model, 1)[0]]
+    return {name: _merged([world.get(name) for world in worlds], len(worlds)) for name in worlds[0]}
 
 
 _World = tuple[dict[str, ir.Shape | None], dict[str, ir.DataType | None], dict[str, npt.NDArray[Any]]]

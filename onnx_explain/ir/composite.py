@@ -14,7 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnx_explain.ir.emit import PREFIX, Emitter, set_dtype
-from onnx_explain.ir.recognise import spell_out
+from onnx_explain.ir.spell import spell_out
 from onnx_explain.ir.view import Operation, Value, plain
 
 DOMAIN = "ai.onnx_explain"

@@ -17,18 +17,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnx_explain.ir.emit import Emitter, set_dtype
+from onnx_explain.ir.emit import set_dtype
 from onnx_explain.ir.region import REDUCTIONS, Array, Region, Regions, erf
-from onnx_explain.ir.view import Operation, Value
+from onnx_explain.ir.spell import ALWAYS, MARK, ROUNDED
+from onnx_explain.ir.view import Value
 
 _ROUNDING = {ir.DataType.FLOAT16: 4e-3, ir.DataType.BFLOAT16: 3e-2}  # of the constants, in units of 1 + |x|
 _SINGLE = 1e-6
 _PROVEN = 1e-7  # float64 against float64 with the same constants; the order of summation alone differs
 _GRID = np.concatenate([np.linspace(-12.0, 12.0, 193), np.logspace(-4, 1.9, 24), -np.logspace(-4, 1.9, 24)])
-NEWER = {"Gelu": 20, "RMSNormalization": 23, "Swish": 24}  # the opset that brought what a region may stand for
-# what evaluators compute with a float32 1/6, in float64 too, is not exactly the region: it is spelled out again as well
-_ALWAYS, _MARK = frozenset({"HardSwish"}), "onnx_explain.recognised"
-_ROUNDED = frozenset({"LayerNormalization"})  # in a file of float64: its ε is kept as a float32
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def recognise(model: ir.Model) -> ir.Model:
     """Replace every region that spells an operator by that operator; in place.
 
     The model is shaped and its constants are lifted. Gelu, Swish and RMSNormalization are written whatever the model's opset
-    is: `spell_out` brings it back to what a runtime of that opset knows.
+    is: `spell.spell_out` brings it back to what a runtime of that opset knows.
     """
     graph = model.graph
     anchors = [n for n in graph if n.op_type in _ANCHORS and n.domain in ("", "ai.onnx")]
@@ -286,8 +283,8 @@ def _stand_in(graph: ir.Graph, regions: Regions, region: Region, found: Found) -
     if found.before:
         before = _turn(graph, regions, last, before, found.before, f"{last.name}/before")
     node = ir.node(found.op_type, [before, *operands], dict(found.attributes) or None, name=last.name)
-    if found.op_type in _ALWAYS or (found.op_type in _ROUNDED and region.entry.dtype == ir.DataType.DOUBLE):
-        node.metadata_props[_MARK] = "true"
+    if found.op_type in ALWAYS or (found.op_type in ROUNDED and region.entry.dtype == ir.DataType.DOUBLE):
+        node.metadata_props[MARK] = "true"
     new, old = node.outputs[0], region.exit
     new.name, new.shape = old.name if not behind else f"{old.name}/turned", before.shape
     set_dtype(new, old.dtype)
@@ -300,9 +297,11 @@ def _stand_in(graph: ir.Graph, regions: Regions, region: Region, found: Found) -
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     gone = [n for n in (o.y.producer() for o in region.nodes) if n is not None]
     idle = [u.node for n in gone for u in n.outputs[0].uses() if all(u.node is not g for g in gone)]
-    for other in [*_downwards(idle), *reversed(gone)]:
+    left = [*_downwards(idle), *reversed(gone)]
+    for other in left:
         graph.remove(other, safe=True)
-    return {id(n) for n in (*gone, *idle)}
+    regions.retire(left)
+    return {id(n) for n in left}
 
 
 def _turn(graph: ir.Graph, regions: Regions, last: ir.Node, value: Value, perm: tuple[int, ...], name: str) -> Value:
@@ -338,68 +337,3 @@ def _registered(graph: ir.Graph, value: Value) -> Value:
         return graph.initializers.get(value.name or "", value)
     graph.register_initializer(value)
     return value
-
-
-def spell_out(model: ir.Model) -> ir.Model:
-    """Write operators that are newer than the model's opset as primitives, in place; a chain of HardSwish as it was."""
-    version = model.graph.opset_imports.get("", 0)
-    newer = [
-        n
-        for n in model.graph
-        if n.domain in ("", "ai.onnx") and (version < NEWER.get(n.op_type, 0) or _MARK in n.metadata_props)
-    ]
-    if not newer:
-        return model
-    op = Emitter(model.graph)
-    for node in newer:
-        with op.serving(node.name or node.op_type):
-            new, old = _SPELLINGS[node.op_type](op, Operation.of(node)), node.outputs[0]
-            op.typed(new, old)
-        old.name, new.name = f"{old.name}/whole", old.name
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        model.graph.remove(node, safe=True)
-    op.finish()
-    return model
-
-
-def _gelu(op: Emitter, node: Operation) -> Value:
-    x = node.x
-    if node.text("approximate", "none") == "tanh":
-        inner = op.Mul(op.Add(x, op.Mul(op.Mul(op.Mul(x, x), x), 0.044715)), _CUBIC)
-        return op.Mul(op.Mul(x, 0.5), op.Add(op.Tanh(inner), 1.0))
-    return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, math.sqrt(2.0))), 1.0)), 0.5)
-
-
-def _swish(op: Emitter, node: Operation) -> Value:
-    alpha = node.number("alpha", 1.0)
-    return op.Mul(node.x, op.Sigmoid(node.x if alpha == 1.0 else op.Mul(node.x, alpha)))
-
-
-def _hard_swish(op: Emitter, node: Operation) -> Value:
-    x = node.x
-    low, high = op.constant(0.0, like=x), op.constant(6.0, like=x)
-    return op.Div(op.Mul(x, op.Clip(op.Add(x, 3.0), low, high)), 6.0)
-
-
-def _layer(op: Emitter, node: Operation) -> Value:
-    n = len(node.x.shape or ())
-    axes = op.ints(*range(node.integer("axis", -1) % n, n))
-    moved = op.Sub(node.x, op.ReduceMean(node.x, axes, keepdims=1))
-    variance = op.ReduceMean(op.Mul(moved, moved), axes, keepdims=1)
-    y = op.Mul(op.Div(moved, op.Sqrt(op.Add(variance, node.number("epsilon", 1e-5)))), node.input(1))
-    return op.Add(y, node.input(2)) if node.has(2) else y
-
-
-def _rms(op: Emitter, node: Operation) -> Value:
-    n = len(node.x.shape or ())
-    axes = range(node.integer("axis", -1) % n, n)
-    half = node.x.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    x = op.Cast(node.x, to=int(ir.DataType.FLOAT)) if half else node.x
-    mean = op.ReduceMean(op.Mul(x, x), op.ints(*axes), keepdims=1)
-    unit = op.Div(x, op.Sqrt(op.Add(mean, node.number("epsilon", 1e-5))))
-    return op.Mul(op.CastLike(unit, node.x) if half else unit, node.input(1))
-
-
-_SPELLINGS: dict[str, Callable[[Emitter, Operation], Value]] = {
-    "Gelu": _gelu, "HardSwish": _hard_swish, "LayerNormalization": _layer, "RMSNormalization": _rms, "Swish": _swish,
-}  # fmt: skip

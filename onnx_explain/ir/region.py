@@ -7,9 +7,9 @@ means is `recognise`'s affair; nothing is changed here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -97,12 +97,12 @@ class Region:
     nodes: tuple[Operation, ...]
     constants: tuple[Value, ...]
 
-    @property
+    @cached_property
     def operators(self) -> frozenset[str]:
         """The operators that occur."""
         return frozenset(n.op_type for n in self.nodes)
 
-    @property
+    @cached_property
     def axes(self) -> tuple[int, ...] | None:
         """The axes of all reductions; None where they differ, are not known, or are not kept."""
         n = len(self.entry.shape or ())
@@ -110,13 +110,13 @@ class Region:
         kept = all(node.integer("keepdims", 1) for node in self.nodes if node.op_type in REDUCTIONS)
         return found.pop() if len(found) == 1 and kept else None
 
-    @property
+    @cached_property
     def begins(self) -> bool:
         """Whether the reductions begin at the entry itself, not behind a map that they do not see (x + 1, say)."""
         readers = [n for n in self.nodes if any(v is self.entry for v in n.inputs)]
         return len(readers) > 1 or bool({n.op_type for n in readers} & {"Exp", *REDUCTIONS})
 
-    @property
+    @cached_property
     def turned(self) -> tuple[int, ...] | None:
         """The one permutation that every way through the region takes; empty where none does, None where they differ."""
         known: dict[int, tuple[int, ...]] = {id(self.entry): ()}
@@ -132,12 +132,12 @@ class Region:
             known[id(node.y)] = way
         return known[id(self.exit)]
 
-    @property
+    @cached_property
     def vectors(self) -> tuple[Value, ...]:
         """Float constants of more than one element."""
         return tuple(c for c in self.constants if _is_float(c) and _size(c) != 1)
 
-    @property
+    @cached_property
     def scalars(self) -> tuple[float, ...]:
         """Float constants of one element whose number is known."""
         numbers = [c.const_value for c in self.constants if _is_float(c) and _size(c) == 1]
@@ -194,6 +194,7 @@ class Regions:
                 varying.update(id(v) for v in node.outputs)
         self._varying = varying
         self._views: dict[int, Operation] = {}
+        self._gone: list[ir.Node] = []
         self._read = {id(v) for v in graph.outputs}
         for node in reversed(list(graph)):
             if any(id(v) in self._read for v in node.outputs):
@@ -204,6 +205,11 @@ class Regions:
         self.order[id(node)] = place
         self._varying.update(id(v) for v in node.outputs)
         self._read.update(id(v) for v in node.outputs)
+        self._views.clear()  # what read the region's exit reads another value now
+
+    def retire(self, nodes: Iterable[ir.Node]) -> None:
+        """Nodes that have left the graph; they stay alive, so that no new one takes over an identity noted here."""
+        self._gone.extend(nodes)
 
     def leads_nowhere(self, node: ir.Node) -> bool:
         """Whether no graph output depends on the node."""

@@ -24,7 +24,7 @@ _STEPS = 32  # values looked at between a factor and what made it
 
 
 def softmax(op: Emitter, step: Step) -> Shares:
-    """R_u = u ⊙ (R_s - s·ΣR_s) along the axis of s = softmax(u), and 0 where u = -∞ (masked).
+    """R_u = u ⊙ (R_s - s·ΣR_s) along the axis, for logits u and probabilities s; 0 where u = -∞ (masked).
 
     The first-order Taylor expansion at u. Its bias keeps the rest, which is reported as absorbed.
     """
