@@ -797,7 +797,7 @@ def test_external_data_outside_the_folder_is_refused(location: str, tmp_path: Pa
     with pytest.raises(ModelError) as caught:
         Explainer(path, "gradient")(X)
     assert not (wrong := complaint(str(caught.value)[:590])), wrong
-    assert "w" in str(caught.value)
+    assert "'w'" in str(caught.value)
 
 
 RANGES = (

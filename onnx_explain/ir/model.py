@@ -186,7 +186,9 @@ def _check_external(proto: onnx.ModelProto, path: Path | None, where: str) -> No
                 "refused. Put the data file beside the model and export again."
             )
         if not target.is_file():
-            raise ModelError(f"{where}: its external data file {location!r} is missing; put it beside the model.")
+            raise ModelError(
+                f"{where}: the external data file {location[:80]!r} of tensor {tensor.name!r} is missing; put it beside the model."
+            )
         offset, needed = _int(entries.get("offset"), 0), _bytes_of(tensor)
         length = _int(entries.get("length"), needed)
         if offset < 0 or length < needed or offset + length > target.stat().st_size:

@@ -154,6 +154,8 @@ class _Half:
                 "The model has no float input, and integers carry no relevance; explain a model from its embeddings on."
             )
         y = self.target
+        if y.shape is None:  # an operator that no shape is inferred through is named as what it is
+            self._links([y])
         by_sample = self._by_sample(y)
         begun = start(self.op, y, self.ground.targets.input(self.options.slot), by_sample=by_sample)
         reports = {"score": begun.score, "index": begun.index}
@@ -212,9 +214,7 @@ class _Half:
 
     def _walk(self, targets: Sequence[Value], begun: Start | None, twin: Twin | None) -> Walk:
         """The walk from the targets to the inputs, or to the tensor `at`."""
-        active, live = activity(self.model, self.wrt)
-        held = [*self.kept.values(), *([self.at] if self.at is not None else [])]
-        links = Chain(self.model, self.op, self.composite, self.method, held).links(targets, active, live)
+        links, live = self._links(targets)
         ends = {id(v) for v in self._ends()}
         if self.at is not None:
             if id(self.at) not in live or not any(self.at is v for n in links for v in n.operation.inputs):
@@ -229,6 +229,12 @@ class _Half:
                 f"Output {self.target.name!r} does not depend on {', '.join(map(repr, self.wrt))}; name another output."
             )
         return Walk(self.op, self.composite, links, self._setting(begun, live, twin))
+
+    def _links(self, targets: Sequence[Value]) -> tuple[list[Link], set[int]]:
+        """The nodes on the way from the targets to the inputs, and {id} of the values that depend on those."""
+        active, live = activity(self.model, self.wrt)
+        held = [*self.kept.values(), *([self.at] if self.at is not None else [])]
+        return Chain(self.model, self.op, self.composite, self.method, held).links(targets, active, live), live
 
     def _setting(self, begun: Start | None, live: set[int], twin: Twin | None) -> Setting:
         y = self.target
