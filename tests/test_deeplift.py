@@ -40,7 +40,6 @@ ROUNDING = 1e-9  # of the scores' magnitude, in float64
 BEYOND = {
     "gemm-bias-active": "refused: operand C is active",
     "lppool": "refused: has no room",
-    "groupnorm": "refused: its function has no rank before it runs",
     "resize-linear-antialias": "refused: antialias has no adjoint",
     "cast-half-and-back": "rounds to half precision in the forward pass; a cast is straight through",
     "softmax-wide": "e^60 against 1: the terms cancel beyond float64; `shifted` is tested instead",
@@ -249,7 +248,9 @@ def test_a_shifted_softmax_is_the_graph_that_subtracts_the_maximum() -> None:
     chain = """m = ReduceMax<keepdims=1>(x, axis)\n t = Sub(x, m)\n e = Exp(t)
                s = ReduceSum<keepdims=1>(e, axis)\n y = Div(e, s)"""
     signature = "float[N,5] x) => (float[N,5] y"
-    wanted = map_of(chain, signature, x[None], x0, 1, axis=np.array([1]))
+    # an exponential that is read from outside too keeps the chain from being recognised as a Softmax
+    seen = signature.replace("y", "y, float[N,5] e")
+    wanted = map_of(chain, seen, x[None], x0, 1, axis=np.array([1]))
     found = map_of("y = Softmax(x)", signature, x[None], x0, 1, softmax="shifted")
     np.testing.assert_allclose(found, wanted, atol=1e-13)
 

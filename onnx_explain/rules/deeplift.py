@@ -2,8 +2,9 @@
 
 Shrikumar, Greenside, Kundaje: Learning important features through propagating activation differences, ICML 2017, eqs.
 1-8; products, maxima and normalisations as in methods.md §4. Linear operators: the adjoint. Elementwise f: Δy/Δx, and f'
-where |Δx| is below a threshold. Products: the other factors at the middle of their two values. What an operator takes
-apart by a formula of its own (maxima, Softmax, normalisations, quotients) its room says (`operators/secant.py`).
+where |Δx| is below a threshold. Products: the other factors at the middle of their two values (of more than two
+factors, the mean over the orders in which they change). What an operator takes apart by a formula of its own (maxima,
+Softmax, normalisations, quotients) its room says (`operators/secant.py`).
 
 Not exact, and told by `Explanation.completeness`: a condition, mask or index that itself changes between baseline and
 input (Where, ArgMax, Floor, comparisons: relevance ends at them by nature), and operators of a user's own room that are
@@ -12,7 +13,9 @@ neither linear nor bilinear and bring no secant.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from itertools import combinations
 
 import onnx_ir as ir
 
@@ -68,6 +71,8 @@ def _shares(op: Emitter, step: Step, pair: Pair) -> Shares:
     if isinstance(role, Selection):
         return Shares(selected(op, step.r, pair, role_of))
     if isinstance(role, Product) and node.active <= set(role.numerators):
+        if len(node.active) > 2:
+            return _orders(op, step, pair)
         return gradient.adjoint(op, _at(step, _middle(op, pair)))
     if all(a is b for a, b in _passive(pair)) and not isinstance(role, Product):
         return gradient.adjoint(op, step)
@@ -95,6 +100,24 @@ def _middle(op: Emitter, pair: Pair) -> Operation:
         for a, b in zip(pair.node.inputs, pair.base.inputs)
     )
     return replace(pair.node, inputs=inputs)
+
+
+def _orders(op: Emitter, step: Step, pair: Pair) -> Shares:
+    """Several factors that change: the mean over the orders in which they do (the Shapley value; of two: half-way)."""
+    active = sorted(pair.node.active)
+    n, shares = len(active), dict[int, Value]()
+    for k in active:
+        others = [i for i in active if i != k]
+        for size in range(n):
+            weight = math.factorial(size) * math.factorial(n - 1 - size) / math.factorial(n)
+            for moved in combinations(others, size):
+                inputs = tuple(
+                    pair.base.inputs[i] if i in others and i not in moved else v for i, v in enumerate(pair.node.inputs)
+                )
+                r = gradient.adjoint(op, _at(step, replace(pair.node, inputs=inputs))).inputs[k]
+                part = op.typed(op.Mul(r, weight), step.node.input(k))
+                shares[k] = part if k not in shares else op.typed(op.Add(shares[k], part), step.node.input(k))
+    return Shares(shares)
 
 
 def _is_float(value: Value) -> bool:
