@@ -23,12 +23,17 @@ from onnx_explain.relevance import relevance_of
 from onnx_explain.rules import lrp, rap
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "golden" / "rap_rsp"
+HERE = Path(__file__).parent / "golden"
 BACKENDS = [("reference", "f64", 1e-9), ("onnx", "f32", 1e-5)]
+
+
+def _place(name: str) -> Path:
+    return next((d / name for d in (SHARED, HERE) if (d / name).is_file()), SHARED / name)
 
 
 @lru_cache(maxsize=3)
 def _arrays(name: str) -> Any:
-    path = SHARED / name
+    path = _place(name)
     if not path.is_file():
         return None
     with np.load(path) as stored:
@@ -61,10 +66,10 @@ def test_published_rsp_equals_the_released_code(image: str, run: str, backend: A
     target, hostile = _classes(arrays, image, run)
     x = arrays["input"][int(image[-1]) : int(image[-1]) + 1].astype(np.float32)
     options: dict[str, Any] = {"variant": "published", "hostile": hostile, "backend": backend}
-    e = Explainer(SHARED / "vgg_small.onnx", "rsp", **options)(x, target=target)
+    e = Explainer(_place("vgg_small.onnx"), "rsp", **options)(x, target=target)
     assert e.layer == "features.8"
     assert _error(e.heatmap(), arrays[f"{dtype}/{image}/{run}/heatmap"]) <= limit
-    seed = Explainer(SHARED / "vgg_small.onnx", "rsp", layer="features.8", at="features.8", **options)(x, target=target)
+    seed = Explainer(_place("vgg_small.onnx"), "rsp", layer="features.8", at="features.8", **options)(x, target=target)
     assert _error(seed.relevance["features.8"], arrays[f"{dtype}/{image}/{run}/seed"]) <= limit
 
 
@@ -75,7 +80,7 @@ def test_published_rsp_composes_over_a_residual_network(image: str, backend: Any
     if arrays is None:
         pytest.skip("../shared is absent, and the arrays are not committed")
     x = arrays["input"][int(image[-1]) : int(image[-1]) + 1].astype(np.float32)
-    explainer = Explainer(SHARED / "resnet_small.onnx", "rsp", variant="published", backend=backend)
+    explainer = Explainer(_place("resnet_small.onnx"), "rsp", variant="published", backend=backend)
     e = explainer(x, target=int(arrays[f"f64/{image}/target"]))
     assert e.layer == "b2.relu3"
     assert _error(e.heatmap(), arrays[f"{dtype}/{image}/heatmap"]) <= limit
@@ -87,7 +92,7 @@ def test_the_general_form_differs_only_where_patches_are_dead(image: str, run: s
     arrays = _arrays("rsp_vgg_small.npz")
     target, hostile = _classes(arrays, image, run)
     x = arrays["input"][:1].astype(np.float32)
-    e = Explainer(SHARED / "vgg_small.onnx", "rsp", hostile=hostile, backend="reference")(x, target=target)
+    e = Explainer(_place("vgg_small.onnx"), "rsp", hostile=hostile, backend="reference")(x, target=target)
     assert _error(e.heatmap(), arrays[f"f64/{image}/{run}/heatmap"]) <= 1e-6
 
 
