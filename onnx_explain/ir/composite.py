@@ -90,21 +90,31 @@ def read(node: ir.Node) -> CompositeNode:
     return CompositeNode(node.op_type, r, forward, tuple(operands[2 + arity :]), rule, len(node.outputs))
 
 
-def expand(model: ir.Model) -> ir.Model:
-    """Lower every composite to plain ONNX, in place; equal sub-expressions are emitted once."""
+def expand(model: ir.Model, *, meaning: Callable[[ir.Node], Expansion | None] | None = None) -> ir.Model:
+    """Lower every composite to plain ONNX, in place; equal sub-expressions are emitted once.
+
+    `meaning(node)`: what a backend puts in the place of a composite's own expansion; None for that.
+    """
     spell_out(model)
     graph = model.graph
     op = Emitter(graph)
     for node in [n for n in graph if n.domain == DOMAIN]:
         composite = read(node)
         with op.serving(_served(node), **_metadata(node)):
-            for old, new in zip(node.outputs, EXPANSIONS[composite.kind](op, composite)):
+            for old, new in zip(node.outputs, _meaning(node, composite, meaning)(op, composite)):
                 _stand_in(op, old, new)
         graph.remove(node, safe=True)
     graph.sort()
     _drop_unread(graph)
     model.opset_imports.pop(DOMAIN, None)
     return model
+
+
+def _meaning(
+    node: ir.Node, composite: CompositeNode, chosen: Callable[[ir.Node], Expansion | None] | None
+) -> Expansion:
+    other = chosen(node) if chosen is not None else None
+    return other if other is not None else EXPANSIONS[composite.kind]
 
 
 def _stand_in(op: Emitter, old: Value, new: Value) -> None:

@@ -222,7 +222,7 @@ def test_the_kernels_are_imported_by_their_backend_alone_and_late() -> None:
     for path in LIBRARY:
         for entry in imports(path.read_text(encoding="utf-8"), name_of(path)):
             if entry.module.split(".")[0] == KERNELS:
-                assert name_of(path) == "onnx_explain.backends.gpu", path
+                assert name_of(path).startswith("onnx_explain.backends.gpu"), path
                 assert entry.lazy, f"{path}:{entry.line}"
 
 
