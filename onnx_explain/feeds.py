@@ -78,7 +78,7 @@ def _one(takes: Takes, given: Any, *, wide: bool) -> Array:
         ) from error
     if dtype.kind == "O":
         return x.astype(object)
-    if (
+    if x.dtype != dtype and (
         x.dtype.kind not in "biuf"
         or (x.dtype.kind == "b") != (dtype.kind == "b")
         or (dtype.kind in "iu" and x.dtype.kind == "f")

@@ -37,10 +37,19 @@ def runtime() -> Any:
 class Session:
     """A model in ONNX Runtime's CPU provider; one session for as long as the model lives."""
 
-    def __init__(self, model: ir.Model | bytes | str, *, threads: int | None = None, spinning: bool = True) -> None:
+    def __init__(
+        self,
+        model: ir.Model | bytes | str,
+        *,
+        threads: int | None = None,
+        spinning: bool = True,
+        optimised: bool = True,
+    ) -> None:
         ort = runtime()
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        if not optimised:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if threads is not None:
             options.intra_op_num_threads = threads
         if not spinning:

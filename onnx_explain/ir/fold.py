@@ -23,7 +23,9 @@ def fold_constants(model: ir.Model, evaluate: Evaluate) -> ir.Model:
     constant = {id(v) for v in graph.initializers.values() if not v.is_graph_input()}
     nodes = []
     for node in graph:
-        if node.inputs and node.domain == "" and all(v is None or id(v) in constant for v in node.inputs):
+        # dequantised weights stay as they are: the runtime's integer kernels need them
+        free = node.inputs and node.domain == "" and node.op_type != "DequantizeLinear"
+        if free and all(v is None or id(v) in constant for v in node.inputs):
             nodes.append(node)
             constant.update(id(v) for v in node.outputs)
     inside = set(map(id, nodes))
