@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from onnx_explain.errors import InputError, TargetError, suggest
+from onnx_explain.ir.composite import DOMAIN
 from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.operators import find
 from onnx_explain.operators.layout import channel_axis as channel_axis_of
@@ -178,6 +179,8 @@ def activity(model: ir.Model, wrt: Iterable[str]) -> tuple[Active, set[int]]:
     version = model.graph.opset_imports.get("", 0)
     for node in model.graph:
         positions = frozenset(i for i, v in enumerate(node.inputs) if v is not None and id(v) in live)
+        if node.domain == DOMAIN:  # of the two halves of an integer network, relevance walks on the float one
+            positions &= {0}
         if not positions and not any(id(v) in live for v in _captured(node)):
             continue
         active[id(node)] = positions
@@ -249,7 +252,7 @@ def channel_axis(model: ir.Model, name: str, shape: Sequence[int]) -> int | None
     value = next((v for v in model.graph.inputs if v.name == name), None)
     axis = 1
     while value is not None:
-        readers = [u.node for u in value.uses()]
+        readers = [u.node for u in value.uses() if not _inert(u.node)]
         if any(_windowed(n) for n in readers):
             return axis
         if any(_rowwise(n) for n in readers) and len(shape) == 3 and value.shape is not None and len(value.shape) == 3:
@@ -265,6 +268,11 @@ def channel_axis(model: ir.Model, name: str, shape: Sequence[int]) -> int | None
     if len(shape) == 3:
         return 1
     return next((a for a in (1, len(shape) - 1) if shape[a] in (1, 3, 4)), 1)
+
+
+def _inert(node: ir.Node) -> bool:
+    found = find(Operation.of(node))
+    return found is not None and found.inert
 
 
 def _rowwise(node: ir.Node) -> bool:

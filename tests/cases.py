@@ -869,6 +869,28 @@ def shapes() -> Iterator[Case]:
     yield from _moved("cast-half-and-back", "t = Cast<to=FLOAT16>(x); y = Cast<to=FLOAT>(t)", signed(2, 3), **half)
 
 
+def _integers() -> Iterator[Case]:
+    """Linear maps on integers: straight through is right for steps that are wide against the levels."""
+    x = Values((2, 3), "unit")
+    coarse: dict[str, Any] = {
+        "step": 0.4,
+        "slack": 0.05,
+        "role": "rearrangement",
+        "only_float32": "the integers are made of float32",
+    }
+    level: dict[str, Array] = {"s": np.array(0.01, np.float32), "z": np.array(3, np.int8)}
+    pair = "t = Cast<to=1>(x); q = QuantizeLinear(t, s, z); y = DequantizeLinear(q, s, z)"
+    yield from (Case(f"quantise-pair-{v}", pair, {"x": x}, level, opset=v, **coarse) for v in (19, 21))
+    dynamic = "t = Cast<to=1>(x); q, a, b = DynamicQuantizeLinear(t); i = {}(q, w, b, v); f = Cast<to=1>(i); k = Mul(a, s); y = Mul(f, k)"
+    w = np.arange(-6, 6).astype(np.int8)
+    weights: dict[str, Array] = {"w": w.reshape(3, 4), "v": np.array(1, np.int8), "s": np.array(0.1, np.float32)}
+    yield Case("dynamic-matmul", dynamic.format("MatMulInteger"), {"x": x}, weights, **coarse)
+    image = {"x": Values((1, 2, 3, 4), "unit")}
+    unsigned: dict[str, Array] = {"w": (w + 6).astype(np.uint8).reshape(3, 2, 1, 2), "v": np.array(5, np.uint8)}
+    unsigned["s"] = weights["s"]
+    yield Case("dynamic-conv", dynamic.format("ConvInteger"), image, unsigned, **coarse)
+
+
 def _dropouts() -> Iterator[Case]:
     x = signed(2, 3)
     yield from _moved("dropout-attribute", "y = Dropout<ratio=0.4>(x)", x, opset=(7, 10))
@@ -1177,6 +1199,7 @@ def structures() -> Iterator[Case]:
     swish = '<domain: "local", opset_import: ["": 17]> Gate (v) => (o) { s = Sigmoid(v)\n o = Mul(v, s) }'
     yield from cases("local-function", "t = local.Gate(x); y = local.Gate(t)", image, functions=(swish,), **options)
     yield from _networks()
+    yield from _integers()
 
 
 def _networks() -> Iterator[Case]:

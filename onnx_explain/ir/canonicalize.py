@@ -19,7 +19,9 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 
 from onnx_explain.errors import InputError, ModelError, UnsupportedOperator, suggest
+from onnx_explain.ir.dequantise import join, lay_apart
 from onnx_explain.ir.emit import set_dtype
+from onnx_explain.ir.halves import in_single
 from onnx_explain.ir.model import first_line
 from onnx_explain.ir.recognise import recognise
 from onnx_explain.ir.unfuse import unfuse
@@ -45,12 +47,14 @@ def canonicalize(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     unfuse(model, _shapes)
     _convert(model)
     _lift(model)
+    in_single(model)
     _name(model)
     _clear_stale_shapes(model)
     _bind(model, shapes or {})
+    joins = lay_apart(model)
     _infer(model)
     _refuse_giants(model)
-    return recognise(model)
+    return recognise(join(model, joins))
 
 
 def _refuse_giants(model: ir.Model) -> None:
@@ -315,6 +319,7 @@ def _fold(world: ir.Model, known: dict[str, npt.NDArray[Any]]) -> bool:
             all((v.name or "") in known for v in node.outputs)
             or node.op_type in _RANDOM
             or node.domain not in ("", "ai.onnx")
+            or node.op_type == "DequantizeLinear"  # the runtime takes it into the integer kernel behind it
         ):
             continue
         results = _shape_value(node) if node.op_type in ("Shape", "Size") else _evaluate(node, known)

@@ -1,6 +1,6 @@
 """What each operator is: one room per operator, filed under one of eight roles. Importing this package fills `ROOMS`."""
 
-from onnx_explain.operators import arithmetic, conv, matmul, normalize, pointwise, pool, rearrange, resize
+from onnx_explain.operators import arithmetic, conv, matmul, normalize, pointwise, pool, quantise, rearrange, resize
 from onnx_explain.operators.roles import ROOMS, NoRelevance, find, room
 
 NO_RELEVANCE = (
@@ -23,6 +23,7 @@ __all__ = [
     "normalize",
     "pointwise",
     "pool",
+    "quantise",
     "rearrange",
     "resize",
 ]
