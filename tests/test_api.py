@@ -364,7 +364,9 @@ def test_every_option_of_every_method_may_be_given_at_its_default(method: str) -
     few = ready(method, residual_cnn(), X[:1])
     options = {k: v for k, v in METHODS[method].options.items() if v is not None} | few
     given = Explainer(residual_cnn(), method, threads=1, **options)(X[:1]).relevance["picture"]
-    np.testing.assert_array_equal(given, Explainer(residual_cnn(), method, threads=1, **few)(X[:1]).relevance["picture"])
+    np.testing.assert_array_equal(
+        given, Explainer(residual_cnn(), method, threads=1, **few)(X[:1]).relevance["picture"]
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -230,7 +230,9 @@ def test_a_dynamic_batch_gives_each_sample_what_it_gets_alone(case: Case) -> Non
 
 def test_every_operator_that_relevance_can_pass_has_a_case() -> None:
     covered = {("", op_type) for case in CASES for op_type in case.op_types}
-    assert sorted({room for room in ROOMS if room[0] == ""} - covered - {("", op_type) for op_type in NO_RELEVANCE}) == []
+    assert (
+        sorted({room for room in ROOMS if room[0] == ""} - covered - {("", op_type) for op_type in NO_RELEVANCE}) == []
+    )
 
 
 # --------------------------------------------------------------------------- drawn geometry

@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from ready import CONVERTIBLE, ready
 from onnx import TensorProto, numpy_helper, parser
+from ready import CONVERTIBLE, ready
 
 import onnx_explain
 from onnx_explain import METHODS, Explainer, ExplainError, OutputError, TargetError, VerificationError

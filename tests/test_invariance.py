@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from ready import ready
 from onnx import helper, numpy_helper, version_converter
+from ready import ready
 from test_convert import Array, drawn, model, residual_cnn
 
 from onnx_explain import METHODS, Explainer, Explanation, Selector, lrp_composite

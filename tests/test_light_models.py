@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from ready import CONVERTIBLE, FEW, FREE
 from onnx import numpy_helper
+from ready import CONVERTIBLE, FEW, FREE
 
 from onnx_explain import METHODS, Explainer, Explanation
 
