@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from onnx_explain import feeds as feeding
+from onnx_explain.backends import gpu
 from onnx_explain.backends.onnx import Arrays
-from onnx_explain.errors import InputError, MethodError
+from onnx_explain.errors import InputError, MethodError, RuntimeMissing
 from onnx_explain.methods import Composite, Method, Procedure, Seed, resolve
-from onnx_explain.prepared import Array, Outcome
+from onnx_explain.prepared import Array, Backend, Outcome
 from onnx_explain.relevance import RelevanceGraph
 from onnx_explain.target import Parsed
 
@@ -108,12 +109,15 @@ def name_of(option: str, given: Any) -> str | None:
 
 def check_settings(seed: Any, device: Any, chosen: Any, batch_size: Any, threads: Any, input_shapes: Any) -> None:
     """Refuse settings that are none; MethodError, InputError."""
-    if device != "cpu":
-        raise MethodError(f"There is no device {device!r} yet; use device='cpu'.")
+    if device not in ("cpu", "cuda", "auto"):
+        raise MethodError(f"device must be 'cpu', 'cuda' or 'auto', not {device!r}.")
     if seed not in (None, "score", "one"):
         raise MethodError(f"seed must be 'score' or 'one', not {seed!r}.")
-    if chosen not in ("onnx", "reference"):
-        raise MethodError(f"backend must be 'onnx' or 'reference', not {chosen!r}.")
+    if chosen not in (None, "onnx", "reference", "kernels"):
+        raise MethodError(f"backend must be 'onnx', 'kernels' or 'reference', not {chosen!r}.")
+    if (device, chosen) == ("cpu", "kernels") or (device != "cpu" and chosen == "reference"):
+        needed = "cuda" if chosen == "kernels" else "cpu"
+        raise MethodError(f"backend={chosen!r} runs on device={needed!r} alone, not on {device!r}.")
     for name, value in (("batch_size", batch_size), ("threads", threads)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
             raise InputError(f"{name} must be a whole number of at least 1, not {value!r}.")
@@ -122,3 +126,21 @@ def check_settings(seed: Any, device: Any, chosen: Any, batch_size: Any, threads
         and all(isinstance(v, Sequence) and not isinstance(v, str) for v in input_shapes.values())
     ):
         raise InputError(f"input_shapes must be {{name: [1, 3, 224, 224]}}, not {input_shapes!r}.")
+
+
+def device_of(device: str, precision: Any, backend: Backend | None) -> tuple[gpu.Device | None, Backend, str | None]:
+    """(the GPU or None, the backend, a sentence where ``auto`` fell back to the CPU).
+
+    Raises MethodError for an unknown precision, RuntimeMissing where ``cuda`` was asked for and there is no usable GPU.
+    """
+    if precision not in gpu.PRECISIONS:
+        raise MethodError(f"precision must be one of {', '.join(gpu.PRECISIONS)}, not {precision!r}.")
+    if device == "cpu":
+        return None, backend or "onnx", None
+    try:
+        return gpu.Device.open(precision), backend or "kernels", None
+    except RuntimeMissing as error:
+        if device != "auto":
+            raise
+        reason = str(error).partition(";")[0].partition(": `")[0].rstrip(".")
+        return None, "onnx", f"This ran on the CPU. {reason}."

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -20,6 +20,7 @@ from onnx_explain.asked import (
     Way,
     check_settings,
     composite_of,
+    device_of,
     name_of,
     names_of,
     outcome,
@@ -27,6 +28,7 @@ from onnx_explain.asked import (
     way_of,
 )
 from onnx_explain.backends import onnx as backends
+from onnx_explain.backends.gpu import GpuRunner, Tensor
 from onnx_explain.errors import InputError, MethodError, OutputError
 from onnx_explain.explanation import Explanation, Target
 from onnx_explain.files import draft, target_path
@@ -53,6 +55,7 @@ class _Explains:
         *,
         seed: Seed | None = None,
         device: str = "cpu",
+        precision: str = "tf32",
         output: str | None = None,
         logits: bool = True,
         wrt: Names | None = None,
@@ -60,21 +63,28 @@ class _Explains:
         keep: Names = (),
         batch_size: int | None = None,
         threads: int | None = None,
-        backend: Backend = "onnx",
+        backend: Backend | None = None,
         input_shapes: Shapes | None = None,
     ) -> None:
         self._ways = [way_of(m, seed) for m in methods]
         if not self._ways:
             raise MethodError("No method was given; `onnx-explain methods` lists them.")
         check_settings(seed, device, backend, batch_size, threads, input_shapes)
+        opened, chosen, note = device_of(device, precision, backend)
         explained = None if wrt is None else names_of("wrt", wrt)
         self._options = Options(
             output, explained, "score", logits, names_of("keep", keep), accounting=True, at=name_of("at", at)
         )
         source = load(model)
         self._prepared = Prepared(
-            source, backend=backend, batch_size=batch_size, threads=threads, input_shapes=dict(input_shapes or {})
+            source,
+            backend=chosen,
+            batch_size=batch_size,
+            threads=threads,
+            input_shapes=dict(input_shapes or {}),
+            device=opened,
         )
+        self._prepared.notes += [] if note is None else [note]
         if explained is not None and not self._prepared.needs_shapes:
             wrt_inputs(self._prepared.canonical(), explained)
 
@@ -82,6 +92,11 @@ class _Explains:
     def model(self) -> ir.Model:
         """The model in canonical form; do not change it."""
         return self._prepared.canonical()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on how it ran so far: on the CPU in place of a GPU, in smaller batches."""
+        return tuple(self._prepared.notes)
 
     @property
     def inputs(self) -> dict[str, tuple[tuple[int | None, ...], np.dtype[Any]]]:
@@ -185,6 +200,7 @@ class _Explains:
             source=self.sha256,
             completeness=found.completeness,
             layer=found.layer,
+            notes=self.notes,
         )
 
 
@@ -220,8 +236,10 @@ class Explainer(_Explains):
     otherwise. output: the explained output (default: the first of floats). logits: look behind a final Softmax or
     Sigmoid. wrt: the explained inputs (default: all of floats). at: an inner tensor to explain in place of the inputs.
     keep: tensors whose relevance is wanted too. batch_size: how many samples run at once (default: all). threads: ONNX
-    Runtime's (default: all cores). backend: ``"onnx"`` (ONNX Runtime, the model's own precision) or ``"reference"``
-    (float64, slow). input_shapes: dimensions the file leaves open, ``{name: [1, 3, 224, 224]}``.
+    Runtime's (default: all cores). device: ``"cpu"``, ``"cuda"`` (the first GPU), or ``"auto"`` (that, or the CPU, which
+    `notes` then says). precision: of products on the GPU, ``"tf32"``, ``"tf32x3"``, ``"ieee"``, ``"bf16"``, ``"fp16"``.
+    backend: ``"onnx"`` (plain ONNX in ONNX Runtime, the default on the CPU), ``"kernels"`` (the default on a GPU) or
+    ``"reference"`` (float64 on the CPU, slow). input_shapes: dimensions the file leaves open, ``{name: [1, 3, 224, 224]}``.
 
     Raises ModelError, MethodError, TargetError, InputError, UnsupportedOperator; all are ExplainError.
     """
@@ -233,6 +251,7 @@ class Explainer(_Explains):
         *,
         seed: Seed | None = None,
         device: str = "cpu",
+        precision: str = "tf32",
         output: str | None = None,
         logits: bool = True,
         wrt: Names | None = None,
@@ -240,7 +259,7 @@ class Explainer(_Explains):
         keep: Names = (),
         batch_size: int | None = None,
         threads: int | None = None,
-        backend: Backend = "onnx",
+        backend: Backend | None = None,
         input_shapes: Shapes | None = None,
         **options: Any,
     ) -> None:
@@ -255,6 +274,7 @@ class Explainer(_Explains):
             [method if isinstance(method, Composite) else (method, options)],
             seed=seed,
             device=device,
+            precision=precision,
             output=output,
             logits=logits,
             wrt=wrt,
@@ -280,6 +300,32 @@ class Explainer(_Explains):
         return self._all(x, [target])[0][0]
 
     attribute = __call__
+
+    def on_device(self, x: Any, target: Any = None) -> dict[str, Tensor]:
+        """As a call, on the GPU: relevance by input name as device arrays, of which nothing is copied to the host.
+
+        x: host arrays, or device arrays (`__cuda_array_interface__`, DLPack), dense and of the model's own type. The whole
+        batch runs at once. Results have `__cuda_array_interface__`.
+
+        Raises MethodError where the device is the CPU or the method takes several passes, and what a call raises.
+        """
+        procedure, prepared = self._way.procedure, self._prepared
+        if prepared.device is None or prepared.backend != "kernels" or not isinstance(procedure, Composite):
+            raise MethodError(
+                "Results stay on a GPU of device='cuda' and backend='kernels', for methods of one backward pass."
+            )
+        given = dict(x) if isinstance(x, Mapping) else {next(iter(prepared.takes)): x}
+        feeds: dict[str, Any] = prepared.placed(given)
+        aim = parse(target)
+        options = replace(self._asked(self._way, aim.output), accounting=False)
+        built = prepared.built(
+            ("on device", aim.output), feeds, lambda m: [build(m, procedure, options, method=self.method)]
+        )
+        count = next(iter(feeds.values())).shape[0]
+        index = prepared.indices(built.graph, aim, int(count))
+        runner = cast(GpuRunner, built.runner)
+        found = runner.run_on_device({**feeds, built.graph.target_input: index}, list(built.graph.relevance.values()))
+        return {name: found[output] for name, output in built.graph.relevance.items()}
 
     def plan(self) -> tuple[list[Row], list[str]]:
         """What every node on the way from target to input gets, and the nodes without a room."""

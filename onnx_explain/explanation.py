@@ -43,7 +43,8 @@ class Explanation:
     kept: relevance of the inner tensors asked for. seconds: wall time of the run. inputs: what was explained.
     channel_axis: per input name, the axis a heat map sums, or None. completeness: float64 [N], Σ relevance less the change
     of the score from the baseline, of methods that promise it to be zero; None of others. layer: the tensor at which
-    gradients turned into relevance, of methods that look at one.
+    gradients turned into relevance, of methods that look at one. notes: sentences on how it ran: on the CPU in place of a
+    GPU, in smaller batches.
     """
 
     relevance: dict[str, Array]
@@ -60,6 +61,7 @@ class Explanation:
     source: str = ""
     completeness: Array | None = None
     layer: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """The number of samples."""

@@ -15,18 +15,19 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_explain import feeds as feeding
+from onnx_explain.backends import gpu
 from onnx_explain.backends import onnx as backends
 from onnx_explain.backends.reference import Reference
 from onnx_explain.errors import ExplainError, InputError, ModelError
 from onnx_explain.ir.canonicalize import Shapes, canonicalize
-from onnx_explain.ir.model import Loaded, first_line
+from onnx_explain.ir.model import Loaded, first_line, serialise
 from onnx_explain.ir.view import dims
 from onnx_explain.ir.widen import as_float64
 from onnx_explain.relevance import RelevanceGraph
 from onnx_explain.target import Parsed
 
 Array = npt.NDArray[Any]
-Backend = Literal["onnx", "reference"]
+Backend = Literal["onnx", "reference", "kernels"]
 OLDEST = 7  # the oldest opset that ONNX Runtime promises to run
 
 
@@ -68,12 +69,24 @@ class Outcome:
 
 
 class Prepared:
-    """A model ready to be explained. `batch_size`: samples that run at once; `threads`: ONNX Runtime's."""
+    """A model ready to be explained. `batch_size`: samples that run at once; `threads`: ONNX Runtime's; `device`: the GPU,
+    or None for the CPU; `notes`: sentences on how it ran, for whoever asked.
+    """
 
     def __init__(
-        self, source: Loaded, *, backend: Backend, batch_size: int | None, threads: int | None, input_shapes: Shapes
+        self,
+        source: Loaded,
+        *,
+        backend: Backend,
+        batch_size: int | None,
+        threads: int | None,
+        input_shapes: Shapes,
+        device: gpu.Device | None = None,
     ) -> None:
         self.source, self.backend, self.batch_size, self.threads = source, backend, batch_size, threads
+        self.device = device
+        self.notes: list[str] = []
+        self._fitting: int | None = None  # samples that the device's memory has been found to hold at once
         self.takes = feeding.inputs_of(source.model)
         self._shapes = dict(input_shapes)
         self._canonical: dict[Hashable, ir.Model] = {}
@@ -95,7 +108,31 @@ class Prepared:
 
     def feeds(self, x: Array | Mapping[str, Array]) -> dict[str, Array]:
         """One checked array per input; InputError."""
+        if self.device is not None:
+            x = self._fetched(x, self.device)
         return feeding.checked(self.takes, x, wide=self.exact)
+
+    def placed(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """One checked array per input, those of the device where they are; InputError."""
+        there = {n: a for n, a in given.items() if n in self.takes and gpu.is_on_device(a)}
+        here = {n: t for n, t in self.takes.items() if n not in there}
+        rest = {n: a for n, a in given.items() if n not in there}
+        found: dict[str, Any] = feeding.checked(here, rest, wide=False) if here or rest else {}
+        checked = {n: gpu.foreign(n, a, self.takes[n].shape, self.takes[n].dtype) for n, a in there.items()}
+        return {n: {**found, **checked}[n] for n in self.takes}
+
+    def _fetched(self, x: Any, device: gpu.Device) -> Any:
+        """Device arrays as host arrays; an explanation holds its inputs there."""
+        given = x if isinstance(x, Mapping) else {next(iter(self.takes)): x}
+        if not any(map(gpu.is_on_device, given.values())):
+            return x
+        device.wait()
+        found = {}
+        for name, array in given.items():
+            takes = self.takes.get(name)
+            known = takes is not None and gpu.is_on_device(array)
+            found[name] = device.fetch(gpu.foreign(name, array, takes.shape, takes.dtype)) if known and takes else array
+        return found
 
     def canonical(self, feeds: Mapping[str, Array] | None = None) -> ir.Model:
         """The model in canonical form for inputs of these shapes; do not change it."""
@@ -113,7 +150,11 @@ class Prepared:
     def runner(self, model: ir.Model) -> backends.Runner:
         """What runs a model; composites are expanded."""
         with foreseen():
+            if self.device is not None and self.backend == "kernels":
+                return gpu.GpuRunner(model, self.device)
             lowered = backends.lower(model)
+            if self.device is not None:
+                return gpu.OnDevice(self.device, serialise(lowered))
         return Reference(lowered) if self.exact else backends.Session(lowered, threads=self.threads)
 
     def built(
@@ -158,9 +199,36 @@ class Prepared:
         `rows`: further inputs of the graph, with one entry per sample where the explained tensor keeps samples apart; what
         has another length is fed whole to every chunk.
         """
+        while True:
+            parts = self.chunks(built, by_sample=by_sample, count=count)
+            try:
+                return self._run(built, feeds, rows, parts, by_sample=by_sample, count=count)
+            except gpu.OutOfMemory:
+                if not self._halve(built, min(parts[0].stop, count) - parts[0].start, by_sample):
+                    raise
+
+    def _halve(self, built: Built, size: int, by_sample: list[str]) -> bool:
+        """Half as many samples at once from now on, with a note; False where they cannot be fewer."""
+        fixed = any(v.name in by_sample and dims(v)[0] is not None for v in built.graph.model.graph.inputs if v.shape)
+        if fixed or size < 2 or not built.graph.by_sample:
+            return False
+        self._fitting = size // 2
+        self.notes.append(f"The GPU's memory does not hold {size} samples at once; {self._fitting} ran at a time.")
+        return True
+
+    def _run(
+        self,
+        built: Built,
+        feeds: Mapping[str, Array],
+        rows: Mapping[str, Array],
+        parts: list[slice],
+        *,
+        by_sample: list[str],
+        count: int,
+    ) -> backends.Arrays:
         apart = built.graph.by_sample
         chunks = []
-        for part in self.chunks(built, by_sample=by_sample, count=count):
+        for part in parts:
             fed = {n: a[part] if n in by_sample else a for n, a in feeds.items()}
             fed |= {n: a[part] if apart and a.ndim and len(a) == count else a for n, a in rows.items()}
             chunks.append(built.runner.run(fed))
@@ -172,7 +240,7 @@ class Prepared:
         """Which samples run at once; InputError where the model's fixed batch does not allow this many."""
         values = [v for v in built.graph.model.graph.inputs if v.name in by_sample]
         fixed = next((d for v in values for d in dims(v)[:1] if d is not None), None)
-        size = fixed or self.batch_size or max(count, 1)
+        size = fixed or min(self.batch_size or max(count, 1), self._fitting or max(count, 1))
         if fixed is not None and count % fixed:
             raise InputError(
                 f"The model's batch is fixed to {fixed}, so the number of samples must be a multiple of it, not {count}."

@@ -1,7 +1,8 @@
 """Checks and times the GPU kernels on the device at hand: one script, one table.
 
 1. every form against the float64 oracle, per precision; 2. the device's own ceilings, in the same process: copy bandwidth
-and the matrix rate of cuBLAS; 3. each kernel on the sample layers, interleaved with its ceiling, as a fraction of it.
+and the matrix rate of cuBLAS; 3. each kernel on the sample layers, interleaved with its ceiling, as a fraction of it;
+4. whole methods: first compared with the CPU backend, then timed in turn with the plain forward pass and the ONNX form.
 Nothing is timed by a kernel that is not right. `python tools/bench_kernels.py --out docs/benchmarks/kernels`.
 """
 
@@ -32,6 +33,10 @@ from onnx_explain_kernels.launch import Kernel, Kernels, Memory, address_of
 from onnx_explain_kernels.plan import Layouts
 from onnx_explain_kernels.reference import average_forward, conv_forward, conv_relevance, max_forward, pool_relevance
 from onnx_explain_kernels.weights import pack
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import bench_methods
 
 # the largest acceptable error of a precision, of the largest value
 TOLERANCES = {"ieee": 1e-5, "tf32x3": 1e-5, "tf32": 1e-3, "bf16": 1e-2, "fp16": 1e-3}
@@ -97,6 +102,7 @@ class Result:
     checks: list[Check] = field(default_factory=list)
     ceilings: dict[str, float] = field(default_factory=dict)
     timings: list[Timing] = field(default_factory=list)
+    methods: list[bench_methods.MethodTiming] = field(default_factory=list)
 
     @property
     def failed(self) -> list[Check]:
@@ -427,6 +433,7 @@ def table(result: Result) -> str:
     lines += [f"* largest error in {k}: {v:.1e} (limit {TOLERANCES[k]:.0e})" for k, v in errors.items()]
     lines += ["", "| layer | form | precision | ms | rate | fraction of the ceiling (min–max) | target |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |", *(row(t) for t in result.timings)]
+    lines += bench_methods.table(result.methods) if result.methods else []
     return "\n".join(lines) + "\n"
 
 
@@ -471,6 +478,11 @@ def bench(
                 result.ceilings[f"cuBLAS {precision}, TFLOP/s"] = statistics.median(r for r in rates if r is not None)
         options = (arguments.only, arguments.precision, arguments.rounds, arguments.samples, print)
         result.timings = list(timed(kernels, ceilings, *options))
+    if not arguments.only:
+        for precision in arguments.precision:
+            device = bench_methods.opened(kernels, precision, measured=measured)
+            found = bench_methods.timed(device, arguments.network, arguments.rounds, TOLERANCES[precision])
+            result.methods += list(found)
     return result
 
 
@@ -484,6 +496,9 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--samples", type=int, default=catalogue.SAMPLES, help="batch size")
     parser.add_argument("--matrix", type=int, default=8192, help="size of the product that sets the ceiling")
+    parser.add_argument(
+        "--network", nargs="*", default=bench_methods.NETWORKS, help="name:batch of tools/make_models.py, whole methods"
+    )
     parser.add_argument("--check", action="store_true", help="compare with the oracle only")
     return parser.parse_args(words)
 

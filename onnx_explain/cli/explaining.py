@@ -46,6 +46,8 @@ class Job:
     layout: Layout | None = None
     batch_size: int = 8
     threads: int | None = None
+    device: str = "cpu"
+    precision: str = "tf32"
     input_shapes: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
     overlay: bool = True
     dark: bool = False
@@ -60,6 +62,7 @@ class Finished:
     sha256: str
     inputs: int
     labels: int
+    notes: tuple[str, ...] = ()
 
 
 def run(job: Job, progress: Progress | None = None) -> Finished:
@@ -91,7 +94,7 @@ def run(job: Job, progress: Progress | None = None) -> Finished:
             inputs += 1
         if progress is not None:
             progress(batch[-1][0] + 1, len(paths))
-    return Finished(records, explainers.sha256, inputs, len(labels))
+    return Finished(records, explainers.sha256, inputs, len(labels), explainers.notes)
 
 
 def _default_preprocessing(preset: str | None) -> Preprocessing:
@@ -107,6 +110,7 @@ def _explainers(job: Job) -> Explainers:
     return Explainers(
         job.model, [(name, options[name]) for name in methods], seed=job.seed, output=job.output, logits=job.logits,
         at=job.at, keep=job.keep, threads=job.threads, input_shapes=job.input_shapes or None,
+        device=job.device, precision=job.precision,
     )  # fmt: skip
 
 

@@ -14,6 +14,24 @@ _pictures = partial(typer.Option, rich_help_panel="Reading pictures", show_defau
 _results = partial(typer.Option, rich_help_panel="Results")
 
 
+class Device(StrEnum):
+    """Where to run."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    AUTO = "auto"
+
+
+class Precision(StrEnum):
+    """Of products on a GPU."""
+
+    TF32 = "tf32"
+    TF32X3 = "tf32x3"
+    IEEE = "ieee"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
 class StartAt(StrEnum):
     """Where relevance starts."""
 
@@ -153,6 +171,10 @@ ResizeName = Annotated[
     Resize | None, _pictures("--resize", help="Stretch to the input's size, or scale and crop; default: the preset's.")
 ]
 
+DeviceName = Annotated[
+    Device, _results("--device", help="cuda: the first GPU; auto: that, or the CPU, and it says which.")
+]
+PrecisionName = Annotated[Precision, _results("--precision", help="Of products on the GPU; ieee: float32 throughout.")]
 BatchSize = Annotated[int, _results("--batch-size", min=1, metavar="N", help="Inputs that run at once.")]
 Threads = Annotated[
     int | None, _results("--threads", min=1, metavar="N", show_default="all cores", help="ONNX Runtime's threads.")

@@ -41,6 +41,8 @@ def explain(job: Job, *, as_json: bool) -> None:
         console.note(
             f"There are {finished.labels} labels for {classes} classes; the names may be those of other classes."
         )
+    for sentence in finished.notes:
+        console.note(sentence)
     console.say(
         f"\n{_counted(len(finished.records), 'explanation')} of {_counted(finished.inputs, 'input')} in {job.out}/"
     )
@@ -53,6 +55,7 @@ def explain_document(model: Path, out: Path, finished: Finished) -> dict[str, An
         "model": {"path": str(model), "sha256": finished.sha256},
         "folder": str(out),
         "results": [r.as_dict() for r in finished.records],
+        **({"notes": list(finished.notes)} if finished.notes else {}),
     }
 
 

@@ -1,0 +1,169 @@
+"""What a kernel is asked to do, as data: launches of one layer, its geometry and versions of its weights; kept in a node.
+
+Here live the node's attributes and their reading. Which composite becomes which call is `lowering`'s affair.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_explain.ir.view import Operation, Value, Window, dims
+
+DOMAIN = "ai.onnx_explain.kernel"
+POOLS = ("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool")
+LAYERS = ("Conv", *POOLS)
+_CALL = "explain_call"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One pass: a form's fields, and where each of its operands comes from.
+
+    `operands` maps the kernel's letter to a position in the node's inputs; `weights` the letters w, v to versions of it.
+    """
+
+    form: Mapping[str, Any]
+    operands: Mapping[str, int]
+    weights: Mapping[str, str]
+    epsilon: float = 0.0
+    below_epsilon: float = 0.0
+    bounds: tuple[bool, bool] = (False, True)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A layer's launches, in order, into one result.
+
+    `kind`: ``conv`` or ``pool``. `geometry`: the layer's for one sample, as keywords of `Conv` or `Pool`. `shifted`: RAP's
+    uniform shift follows; operand `want` (its position) holds the sums wanted, and a second output [N] the sums left.
+    """
+
+    kind: str
+    geometry: Mapping[str, Any]
+    launches: tuple[Launch, ...]
+    gamma: float = 0.0
+    shifted: bool = False
+    want: int = -1
+
+    def attributes(self) -> dict[str, Any]:
+        """As attributes of a node."""
+        return {_CALL: json.dumps(asdict(self), sort_keys=True)}
+
+    @staticmethod
+    def of(node: ir.Node) -> Call:
+        """Read back from a node of this domain."""
+        data = json.loads(str(node.attributes[_CALL].value))
+        launches = tuple(Launch(**{**one, "bounds": tuple(one["bounds"])}) for one in data.pop("launches"))
+        geometry = {k: tuple(v) if isinstance(v, list) else v for k, v in data.pop("geometry").items()}
+        return Call(geometry=geometry, launches=launches, **data)
+
+
+def version(w: npt.NDArray[Any], name: str, gamma: float) -> npt.NDArray[Any]:
+    """A version of a weight by its name in the rules: w⁺, w⁻, |w⁻|, 1, w², w + γw⁺, w + γw⁻, or w itself."""
+    above, below = np.maximum(w, 0), np.minimum(w, 0)
+    versions: dict[str, npt.NDArray[Any]] = {
+        "": w,
+        "+": above,
+        "-": below,
+        "|-|": -below,
+        "1": np.ones_like(w),
+        "2": w * w,
+        "g+": w + gamma * above,
+        "g-": w + gamma * below,
+    }
+    return versions[name]
+
+
+def conv_geometry(node: Operation) -> dict[str, Any] | None:
+    """A convolution's geometry for one sample; None where no kernel covers it: other than one or two spatial axes."""
+    from onnx_explain_kernels.errors import UnsupportedShape
+    from onnx_explain_kernels.geometry import Conv
+
+    x, w, y = node.input(0), node.input(1), node.y
+    kernel = dims(w)[2:]
+    channels, filters = dims(x)[1], dims(y)[1]
+    if None in (channels, filters, *kernel):
+        return None
+    window = Window.of(node, [int(k or 0) for k in kernel], x=x, y=y)
+    try:
+        conv = Conv.of(
+            1,
+            int(channels or 0),
+            int(filters or 0),
+            window.size,
+            window.kernel,
+            out=window.out,
+            strides=window.strides,
+            pads=tuple(window.pads),
+            dilations=window.dilations,
+            group=node.integer("group", 1),
+        )
+    except UnsupportedShape:
+        return None
+    return asdict(conv)
+
+
+def pool_geometry(node: Operation) -> dict[str, Any] | None:
+    """A pool's geometry for one sample, or None where no kernel covers it."""
+    from onnx_explain_kernels.errors import UnsupportedShape
+    from onnx_explain_kernels.geometry import Pool
+
+    x, y = node.x, node.y
+    channels = dims(x)[1]
+    whole = node.op_type.startswith("Global")
+    kernel = [d or 0 for d in dims(x)[2:]] if whole else node.ints("kernel_shape") or []
+    if channels is None or not kernel:
+        return None
+    window = Window.of(node, kernel, x=x, y=y)
+    try:
+        pool = Pool.of(
+            1,
+            channels,
+            window.size,
+            window.kernel,
+            out=window.out,
+            strides=window.strides,
+            pads=tuple(window.pads),
+            dilations=window.dilations,
+            include_pad=bool(node.integer("count_include_pad", 0)),
+        )
+    except UnsupportedShape:
+        return None
+    return asdict(pool)
+
+
+def layer_operations(node: Operation) -> int:
+    """Floating-point operations of one pass over a convolution or pool, for one sample: two per multiply-add, one per
+    element of a window.
+    """
+    out = prod(d or 1 for d in dims(node.y)[2:])
+    if node.op_type == "Conv":
+        return 2 * out * prod(d or 1 for d in dims(node.input(1)))
+    if node.op_type in POOLS:
+        channels = dims(node.y)[1] or 1
+        kernel = node.ints("kernel_shape") or [d or 1 for d in dims(node.x)[2:]]
+        return out * channels * prod(kernel)
+    return 0
+
+
+def is_constant(value: Value) -> bool:
+    """Whether a value follows from constants alone, so that it can be computed before the model runs."""
+    waiting, seen = [value], set()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or (one.const_value is not None and not one.is_graph_input()):
+            continue
+        seen.add(id(one))
+        maker = one.producer()
+        if maker is None or maker.domain != "" or not maker.inputs or maker.op_type == "DequantizeLinear":
+            return False  # dequantised weights are not folded (`ir.fold`)
+        waiting += [v for v in maker.inputs if v is not None]
+    return True

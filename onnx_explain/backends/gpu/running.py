@@ -1,0 +1,336 @@
+"""A relevance graph on a device: sessions and kernels in turn on one stream, all tensors in one planned workspace.
+
+Only what was asked for leaves the device. Places, kernels and shapes are found once per choice of input shapes.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnx_explain.backends.gpu.arrays import Tensor, is_on_device
+from onnx_explain.backends.gpu.calls import Call, Launch, version
+from onnx_explain.backends.gpu.device import Device, DeviceSession, foreign
+from onnx_explain.backends.gpu.lowering import Line, lower
+from onnx_explain.backends.gpu.segments import KernelStep, Segment, Steps, cut
+from onnx_explain.backends.onnx import Arrays, Session
+from onnx_explain.errors import InputError, ModelError
+
+SMALL = 1024  # elements of a constant that may decide a shape
+_FLOAT = np.dtype(np.float32)
+_NEVER = -1
+
+
+@dataclass
+class _Prepared:
+    """What one choice of input shapes needs: places (None: ONNX Runtime's own memory) and prepared launches per step."""
+
+    places: dict[str, Tensor | None]
+    launches: dict[int, list[_Ready]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A prepared kernel with its tensors: pointers, or names of values whose place is known when they are made."""
+
+    kernel: Any
+    tensors: Mapping[str, int | str]
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+class GpuRunner:
+    """Computes a relevance graph's outputs on a device."""
+
+    def __init__(self, model: ir.Model, device: Device) -> None:
+        """Lower the model and load its sessions.
+
+        Raises:
+            ModelError: ONNX Runtime cannot load a part of it.
+
+        """
+        lowered = lower(model, lambda constants: Session(constants).run({}))
+        self.device, self.lines = device, lowered.lines
+        self.steps: Steps = cut(lowered.model)
+        self.outputs = list(self.steps.outputs)
+        self._ranks = {
+            v.name or "": len(v.shape) for n in lowered.model.graph for v in n.outputs if v.shape is not None
+        }
+        self._takes = {v.name or "": v for v in lowered.model.graph.inputs}
+        self._sessions: dict[int, DeviceSession] = {}
+        self._light: dict[int, onnx.ModelProto] = {}
+        for i, step in enumerate(self.steps.steps):
+            if isinstance(step, Segment):
+                self._sessions[i] = device.session(step.model.SerializeToString())
+                self._light[i] = _without_weights(step.model)
+        self._constants: dict[Any, Tensor] = {}
+        self._known: dict[Any, _Prepared] = {}
+        self._workspace: _Block | None = None
+        self._last = _lives(self.steps)
+        self._channels_last = _channels_last(self.steps)
+
+    @property
+    def workspace(self) -> int:
+        """Bytes of the workspace."""
+        return self._workspace.size if self._workspace is not None else 0
+
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> Arrays:
+        """Outputs by name, on the host; inputs may be host or device arrays."""
+        found = self._run(feeds)
+        self.device.wait()
+        return {n: self.device.fetch(found[n]) for n in outputs or self.outputs}
+
+    def run_on_device(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Outputs by name, as device arrays of their own (`__cuda_array_interface__`); nothing is copied to the host."""
+        found = self._run(feeds)
+        kept = {}
+        for name in outputs or self.outputs:
+            place = found[name]
+            block = _Block(self.device, place.size)
+            kept[name] = Tensor(block.pointer, place.shape, place.dtype, block)
+            self.device.put(kept[name], place)
+        self.device.wait()
+        return kept
+
+    # -- one run
+
+    def _run(self, feeds: Mapping[str, Any]) -> dict[str, Tensor]:
+        from onnx_explain_kernels.errors import KernelError
+
+        given = {name: self._given(name, feeds) for name in self.steps.inputs}
+        if any(isinstance(a, Tensor) for a in given.values()):
+            self.device.wait()  # the caller's own stream may still be writing
+        shapes = tuple((n, tuple(a.shape)) for n, a in given.items())
+        try:
+            if shapes not in self._known:
+                self._known[shapes] = self._prepare({n: (a.shape, a.dtype) for n, a in given.items()})
+            prepared = self._known[shapes]
+            values: dict[str, Tensor] = {}
+            for name, array in given.items():
+                place = prepared.places[name]
+                if place is not None:
+                    self.device.put(place, array)
+                    values[name] = place
+            for i, step in enumerate(self.steps.steps):
+                if isinstance(step, Segment):
+                    takes = {n: values[n] for n in step.takes}
+                    values |= self._sessions[i].run(takes, {n: prepared.places[n] for n in step.gives})
+                else:
+                    values |= {n: p for n in step.gives if (p := prepared.places[n]) is not None}
+                    self._launch(prepared.launches[i], values)
+        except KernelError as error:
+            raise ModelError(f"The GPU kernels cannot run this: {str(error).rstrip('.')}.") from error
+        return {n: values[n] for n in self.outputs}
+
+    def _given(self, name: str, feeds: Mapping[str, Any]) -> Any:
+        value = self._takes[name]
+        default = self.steps.defaults.get(name)
+        if name not in feeds:
+            if default is None:
+                raise InputError(f"Input {name!r} is missing.")
+            return np.asarray(default.numpy())
+        dtype = value.dtype.numpy() if value.dtype is not None else _FLOAT
+        if is_on_device(feeds[name]):
+            shape = None if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]
+            return foreign(name, feeds[name], shape, np.dtype(dtype))
+        return np.ascontiguousarray(feeds[name])
+
+    def _launch(self, ready: Sequence[_Ready], values: Mapping[str, Tensor]) -> None:
+        for one in ready:
+            tensors = {k: values[p].pointer if isinstance(p, str) else p for k, p in one.tensors.items()}
+            one.kernel(tensors, stream=self.device.stream, **one.numbers)
+
+    # -- shapes, places and kernels of one choice of input shapes
+
+    def _prepare(self, inputs: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> _Prepared:
+        from onnx_explain_kernels.workspace import Need, plan_workspace
+
+        known = dict(inputs)
+        needs = [Need(n, _bytes(*known[n]), 0, self._last.get(n, 0)) for n in inputs]
+        kernels: dict[int, tuple[list[tuple[Any, Launch | None]], dict[str, int]]] = {}
+        for i, step in enumerate(self.steps.steps):
+            if isinstance(step, Segment):
+                made = _inferred(self._light[i], {n: known[n] for n in step.takes if n in known}, step.gives)
+            else:
+                kernels[i] = self._kernels(step, known)
+                made = self._results(step, known[step.takes[step.call.launches[0].operands["r"]]][0][0])
+                needs += [Need(f"{i}/{k}", size, i + 1, i + 1) for k, size in kernels[i][1].items()]
+            known |= made
+            needs += [Need(n, _bytes(*made[n]), i + 1, max(self._last.get(n, 0), i + 1)) for n in made]
+        plan = plan_workspace(needs)
+        base = self._reserved(plan.size)
+        names = [n for n in known if n in plan.offsets]
+        places: dict[str, Tensor | None] = {n: Tensor(base + plan.offsets[n], *known[n]) for n in names}
+        for step in self.steps.steps:
+            places |= {n: None for n in step.gives if n not in places}
+        prepared = _Prepared(places)
+        for i, (found, scratch) in kernels.items():
+            at = {k: base + plan.offsets[f"{i}/{k}"] for k in scratch}
+            prepared.launches[i] = [self._ready(self.steps.steps[i], kernel, launch, at) for kernel, launch in found]
+        return prepared
+
+    def _reserved(self, size: int) -> int:
+        """The workspace, at least this large."""
+        if self._workspace is None or size > self._workspace.size:
+            self.device.wait()
+            self._known.clear()  # their places lie in it
+            self._workspace = None  # given back before the larger one is asked for
+            self._workspace = _Block(self.device, size)
+        return self._workspace.pointer
+
+    def _results(self, step: KernelStep, samples: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        geometry = step.call.geometry
+        axes = self._ranks.get(step.gives[0], 4) - 2
+        shape = (samples, geometry["channels"], *geometry["size"][-axes:])
+        return dict(zip(step.gives, [(shape, _FLOAT), ((samples,), _FLOAT)]))
+
+    def _kernels(
+        self, step: KernelStep, known: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+    ) -> tuple[list[tuple[Any, Launch | None]], dict[str, int]]:
+        """The kernels of a call, and the bytes of what they write beside the result."""
+        from onnx_explain_kernels.forms import ConvForm, PoolForm
+        from onnx_explain_kernels.geometry import Conv, Pool
+        from onnx_explain_kernels.plan import Layouts
+
+        call, kernels = step.call, self.device.kernels
+        r = step.takes[call.launches[0].operands["r"]]
+        samples = known[r][0][0]
+        layouts = Layouts(
+            r="nhwc" if r in self._channels_last else "nchw",
+            out="nhwc" if step.gives[0] in self._channels_last else "nchw",
+        )
+        geometry = {**call.geometry, "samples": samples}
+        found: list[tuple[Any, Launch | None]] = []
+        for launch in call.launches:
+            if call.kind == "pool":
+                kernel = kernels.pool(Pool(**geometry), PoolForm(**launch.form), layouts=layouts)
+            else:
+                options = {"layouts": layouts, "precision": self.device.precision, "bounds": launch.bounds}
+                kernel = kernels.conv(Conv(**geometry), ConvForm(**launch.form), **options)
+            found.append((kernel, launch))
+        if not call.shifted:
+            return found, {}
+        plan = found[-1][0].plan
+        found.append((kernels.shift(samples, plan.rows), None))
+        found.append((kernels.apply(samples, plan.needs["out"] // (4 * samples)), None))
+        return found, {"sums": plan.needs["sums"], "counts": plan.needs["counts"], "delta": 4 * samples}
+
+    def _ready(self, step: Any, kernel: Any, launch: Launch | None, scratch: Mapping[str, int]) -> _Ready:
+        call: Call = step.call
+        everything: dict[str, int | str] = dict(scratch)
+        out = step.gives[0]
+        if launch is None:
+            everything |= {"c": out, "out": out, "want": step.takes[call.want], "kept": step.gives[-1]}
+            return _Ready(kernel, self._placed(kernel, everything))
+        for letter, position in launch.operands.items():
+            name = step.takes[position]
+            if letter in launch.weights:
+                everything[letter] = self._weight(name, launch.weights[letter], call).pointer
+            else:
+                everything[letter] = self._constant(name).pointer if name in self.steps.constants else name
+        numbers = {"epsilon": launch.epsilon, "below_epsilon": launch.below_epsilon}
+        return _Ready(kernel, self._placed(kernel, {**everything, "out": out}), numbers)
+
+    def _placed(self, kernel: Any, tensors: Mapping[str, int | str]) -> dict[str, int | str]:
+        return {k: tensors[k] for k in kernel.plan.needs}
+
+    def _constant(self, name: str) -> Tensor:
+        if name not in self._constants:
+            self._constants[name] = self.device.upload(np.asarray(self.steps.constants[name].numpy(), np.float32))
+        return self._constants[name]
+
+    def _weight(self, name: str, kind: str, call: Call) -> Tensor:
+        """A version of a weight as the kernels read it, uploaded once."""
+        from onnx_explain_kernels.geometry import Conv
+        from onnx_explain_kernels.weights import pack
+
+        key = (name, kind, call.gamma, call.geometry["group"])
+        if key not in self._constants:
+            w = np.asarray(self.steps.constants[name].numpy(), np.float32)
+            conv = Conv(**{**call.geometry, "samples": 1})
+            packed = pack(version(w, kind, call.gamma), conv, precision=self.device.precision)
+            self._constants[key] = self.device.upload(packed)
+        return self._constants[key]
+
+
+class _Block:
+    """Device memory that is given back when nothing refers to it."""
+
+    def __init__(self, device: Device, size: int) -> None:
+        self.pointer, self.size = device.allocate(size), size
+        weakref.finalize(self, device.driver.free, self.pointer).atexit = False
+
+
+def _bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+
+
+def _lives(steps: Steps) -> dict[str, int]:
+    """The last step that reads each value; steps count from one, and outputs live to the end."""
+    last: dict[str, int] = {}
+    for i, step in enumerate(steps.steps):
+        last.update(dict.fromkeys(step.takes, i + 1))
+    last.update(dict.fromkeys(steps.outputs, len(steps.steps) + 1))
+    return last
+
+
+def _channels_last(steps: Steps) -> set[str]:
+    """Values that go from kernel to kernel as the quotient of a convolution: these lie with their channels last."""
+    made = {s.gives[0] for s in steps.steps if isinstance(s, KernelStep) and not s.call.shifted}
+    for step in steps.steps:
+        if isinstance(step, Segment):
+            made -= set(step.takes)
+            continue
+        for launch in step.call.launches:
+            alone = step.call.kind == "conv" and not {"a", "b", "z"} & set(launch.operands)
+            made -= {step.takes[p] for letter, p in launch.operands.items() if letter != "r" or not alone}
+        if step.call.want != _NEVER:
+            made.discard(step.takes[step.call.want])
+    return made - set(steps.outputs)
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same nodes with large constants as inputs of their shape: enough to infer shapes."""
+    light = onnx.ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    light.graph.name = "shapes"
+    light.graph.node.extend(model.graph.node)
+    for tensor in model.graph.initializer:
+        if int(np.prod(tensor.dims, dtype=np.int64)) <= SMALL:
+            light.graph.initializer.append(tensor)
+        else:
+            light.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
+    light.graph.output.extend(model.graph.output)
+    return light
+
+
+def _inferred(
+    light: onnx.ModelProto, takes: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], gives: Sequence[str]
+) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shapes and dtypes of a segment's outputs, as far as they follow from those of its inputs."""
+    model = onnx.ModelProto()
+    model.CopyFrom(light)
+    for name, (shape, dtype) in takes.items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, shape))
+    try:
+        done = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        return {}
+    found = {}
+    for value in done.graph.output:
+        kind = value.type.tensor_type
+        if value.name in gives and kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+            found[value.name] = (tuple(d.dim_value for d in kind.shape.dim), dtype)
+    return found
+
+
+__all__ = ["GpuRunner", "Line"]
