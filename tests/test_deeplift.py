@@ -42,6 +42,10 @@ BEYOND = {
     "lppool": "refused: has no room",
     "resize-linear-antialias": "refused: antialias has no adjoint",
     "cast-half-and-back": "rounds to half precision in the forward pass; a cast is straight through",
+    **dict.fromkeys(
+        ("quantise-pair-19", "quantise-pair-21", "dynamic-matmul", "dynamic-conv"),
+        "rounds to integers in the forward pass; quantisation is straight through",
+    ),
     "softmax-wide": "e^60 against 1: the terms cancel beyond float64; `shifted` is tested instead",
 }
 
