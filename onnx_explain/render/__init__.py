@@ -1,0 +1,77 @@
+"""Drawing results: heat maps, overlays and figures, written whole or not at all.
+
+Red supports the target, blue speaks against it, white is zero; every scale is symmetric about zero. Nothing here reads
+a model or decides what is relevant. Figures are matplotlib's, laid out in inches here so that no two texts can meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from onnx_explain.errors import InputError
+from onnx_explain.render.colours import (
+    Array,
+    Picture,
+    as_picture,
+    colourise,
+    finite,
+    heatmap,
+    normalise,
+    overlay,
+    scale_of,
+)
+from onnx_explain.render.features import figure_features
+from onnx_explain.render.images import figure_image, figure_images, figure_volume
+from onnx_explain.render.page import AGAINST, FIGURE_SUFFIXES, SUPPORTS, save_figure, save_png
+from onnx_explain.render.signals import figure_signal
+
+__all__ = [
+    "AGAINST", "FIGURE_SUFFIXES", "SUPPORTS", "Picture", "as_picture", "colourise", "figure_features", "figure_images",
+    "figure_signal", "heatmap", "normalise", "overlay", "plot", "save_figure", "save_png", "scale_of",
+]  # fmt: skip
+
+
+def plot(
+    x: Array,
+    relevance: Array,
+    path: str | Path,
+    *,
+    layout: str | None = None,
+    picture: Picture | None = None,
+    names: Sequence[str] | None = None,
+    title: str | None = None,
+    dark: bool = False,
+) -> None:
+    """Draw one sample x [1, ...] and its relevance (same shape) into a .png, .svg or .pdf file, as its rank asks for.
+
+    layout: a letter per axis: N batch, C channels, and H W (a picture), D H W (slices of a volume), T (a signal) or F
+        (a row of features); by default NF, NCT, NCHW or NCDHW by the rank.
+    picture: what the model saw, uint8 [h, w, 3], in place of ``x`` itself. names: of features or channels.
+
+    Raises InputError: shapes that differ, more than one sample, a layout that does not fit. OutputError: no such place.
+    """
+    letters = layout if layout is not None else {1: "N", 2: "NF", 3: "NCT", 4: "NCHW", 5: "NCDHW"}.get(np.ndim(x), "")
+    if np.shape(x) != np.shape(relevance) or len(letters) != np.ndim(x) or letters[:1] != "N" or np.shape(x)[0] != 1:
+        raise InputError(
+            f"One sample [1, ...] and its relevance are drawn in layout {letters or '(none)'}, but they are "
+            f"{list(np.shape(x))} and {list(np.shape(relevance))}: pass one sample at a time, with its layout."
+        )
+    axis = letters.index("C") - 1 if "C" in letters else None
+    view = letters[1:].replace("C", "")
+    sample, heat = np.asarray(x)[0], finite(relevance)[0]
+    if view in ("", "F") and axis is None:
+        figure = figure_features(sample, heat, names=names, title=title, dark=dark)
+    elif view == "T":
+        lines = [a if axis is None else np.moveaxis(a, axis, 0) for a in (sample, heat)]
+        figure = figure_signal(*lines, names=names, title=title, dark=dark)
+    elif view == "HW":
+        shown = as_picture(sample, axis=axis) if picture is None else picture
+        figure = figure_image(shown, heatmap(heat, axis=axis), title, dark)
+    elif view == "DHW":
+        figure = figure_volume(heatmap(heat, axis=axis), title, dark)
+    else:
+        raise InputError(f"Layout {letters!r} cannot be drawn: use N and C with HW, DHW, T or F, such as NCHW or NTC.")
+    save_figure(figure, path)
