@@ -1,0 +1,209 @@
+"""One architecture of the zoo: weights drawn, the truth by torch's autograd, one ONNX file per exporter.
+
+`python tools/zoo_export.py SOURCE NAME FOLDER` writes FOLDER/STEM.npz (inputs, outputs, target, gradients in both
+precisions), FOLDER/STEM.EXPORTER.onnx, and FOLDER/STEM.EXPORTER.failed with the reason where an exporter gives up. It is
+a process of its own, because exporters keep what they allocate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zoo_sources
+from zoo_sources import Architecture, Case
+
+OPSET = 17  # of the exporter by tracing
+SEED = 0
+
+
+def main() -> int:
+    """Export one row; 0 also where an exporter fails, which its file says."""
+    source, name, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    warnings.simplefilter("ignore")
+    row = next(r for r in zoo_sources.SOURCES[source](True) if r.name == name)
+    torch.manual_seed(SEED)
+    case = row.load()
+    if case.drawn:
+        randomise(case)
+    truth(row, case, folder)
+    for exporter, export in EXPORTERS.items():
+        attempt(export, case, folder / f"{row.stem}.{exporter}.onnx")
+    return 0
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
+
+
+def randomise(case: Case) -> None:
+    """Weights under which every layer matters: no branch scaled to nothing, statistics those of the layer's own input.
+
+    Initial values make degenerate networks: LayerScale is 1e-6, heads and class tokens are zero, and
+    BatchNormalization with mean 0 and variance 1 lets activations grow or vanish.
+    """
+    with torch.no_grad():
+        for module in case.module.modules():
+            for name, p in module.named_parameters(recurse=False):
+                _draw(module, name, p)
+        _calibrate(case)
+
+
+def _draw(module: torch.nn.Module, name: str, p: torch.Tensor) -> None:
+    if not p.is_floating_point():
+        return
+    normalises = "Norm" in type(module).__name__
+    if normalises and name == "weight":
+        p.uniform_(0.5, 1.5)
+    elif normalises or name == "bias":
+        p.normal_(0.0, 0.1)
+    elif name == "layer_scale" or (p.numel() and float(p.abs().max()) < 1e-4 and float(p.abs().max()) > 0.0):
+        p.uniform_(0.1, 0.5)
+    elif p.ndim >= 2 and isinstance(module, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
+        fan = p[0].numel() if not getattr(module, "transposed", False) else p.shape[0] * p[0, 0].numel()
+        p.normal_(0.0, math.sqrt((1.0 if isinstance(module, torch.nn.Linear) else 2.0) / fan))
+    elif p.numel() > 1 and float(p.std()) < 1e-6:
+        p.normal_(0.0, 0.2)
+
+
+def _calibrate(case: Case) -> None:
+    """Statistics of BatchNormalization from one pass over the inputs, then moved at random."""
+    norms = [m for m in case.module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    # two samples of one pixel have a meaningless variance: several samples around the inputs
+    inputs = [_several(x) if n in case.batched else x for n, x in case.inputs.items()]
+    with contextlib.suppress(ValueError):
+        case.module(*inputs)
+    for norm, momentum in zip(norms, momenta):
+        norm.eval()
+        norm.momentum = momentum
+        if norm.running_var is not None:
+            spread = norm.running_var.clamp(min=1e-3).sqrt()
+            norm.running_mean += spread * torch.empty_like(spread).uniform_(-0.2, 0.2)
+            norm.running_var.clamp_(min=1e-3).mul_(torch.empty_like(spread).uniform_(0.7, 1.4))
+
+
+def _several(x: torch.Tensor) -> torch.Tensor:
+    return torch.rand((8, *x.shape[1:])) if x.is_floating_point() else x
+
+
+# ---------------------------------------------------------------------------------------------------------------- truth
+
+
+def truth(row: Architecture, case: Case, folder: Path) -> None:
+    """What autograd says: the gradient of every sample's largest output by the inputs (or by the leaf's output)."""
+    arrays: dict[str, Any] = {f"input/{n}": x.numpy() for n, x in case.inputs.items()}
+    outputs, index, gradients = derivative(case, None)
+    arrays |= {f"output/{n}": y.detach().numpy() for n, y in zip(case.outputs, outputs)}
+    arrays |= {"target": index.numpy()} | {f"gradient/{n}": g.numpy() for n, g in gradients.items()}
+    try:
+        case.module.double()
+        _, _, exact = derivative(case, index)
+        arrays |= {f"exact/{n}": g.numpy() for n, g in exact.items()}
+    except RuntimeError as error:
+        print(f"{row.name}: no float64 run ({error})", file=sys.stderr)
+    finally:
+        case.module.float()
+    np.savez(folder / f"{row.stem}.npz", **arrays)
+
+
+def derivative(
+    case: Case, index: torch.Tensor | None
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, dict[str, torch.Tensor]]:
+    """(outputs, index of the explained element per sample, gradients by name), in the module's own precision."""
+    dtype = next(p.dtype for p in case.module.parameters() if p.is_floating_point())
+    inputs = {n: x.to(dtype).requires_grad_() if x.is_floating_point() else x for n, x in case.inputs.items()}
+    seen: dict[str, torch.Tensor] = {n: x for n, x in inputs.items() if x.is_floating_point()}
+    with _leaf(case, seen):
+        found = case.module(*inputs.values())
+    outputs = (found,) if isinstance(found, torch.Tensor) else tuple(found)
+    samples = len(next(x for n, x in inputs.items() if n in case.batched)) if case.batched else 0
+    apart = bool(samples) and len(outputs[0]) == samples
+    flat = outputs[0].reshape(samples if apart else 1, -1)
+    index = flat.argmax(1) if index is None else index
+    score = flat.gather(1, index[:, None]).sum()
+    gradients = torch.autograd.grad(score, list(seen.values()), allow_unused=True)
+    return outputs, index, {n: g for n, g in zip(seen, gradients) if g is not None}
+
+
+@contextlib.contextmanager
+def _leaf(case: Case, seen: dict[str, torch.Tensor]) -> Iterator[None]:
+    """The leaf's output noted as what is differentiated; of an embedding that no gradient may stop at."""
+    if case.leaf is None:
+        yield
+        return
+
+    def note(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        seen["leaf"] = output.detach().requires_grad_()
+        return seen["leaf"]
+
+    handle = case.leaf.register_forward_hook(note)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# -------------------------------------------------------------------------------------------------------------- exports
+
+
+def traced(case: Case, path: Path, *, open_batch: bool) -> None:
+    """torch.onnx.export by tracing (TorchScript)."""
+    axes = {n: {0: "batch"} for n in (*case.batched, *case.outputs)} if open_batch else None
+    torch.onnx.export(
+        case.module,
+        tuple(case.inputs.values()),
+        str(path),
+        input_names=list(case.inputs),
+        output_names=list(case.outputs),
+        dynamic_axes=axes,
+        opset_version=OPSET,
+        dynamo=False,
+    )
+
+
+def captured(case: Case, path: Path, *, open_batch: bool) -> None:
+    """torch.onnx.export by torch.export, at its own opset."""
+    shapes = tuple({0: torch.export.Dim("batch")} if n in case.batched else None for n in case.inputs)
+    program = torch.onnx.export(
+        case.module,
+        tuple(case.inputs.values()),
+        input_names=list(case.inputs),
+        output_names=list(case.outputs),
+        dynamic_shapes=shapes if open_batch else None,
+        dynamo=True,
+        verbose=False,
+    )
+    program.save(str(path))
+
+
+EXPORTERS: dict[str, Callable[..., None]] = {"torchscript": traced, "dynamo": captured}
+
+
+def attempt(export: Callable[..., None], case: Case, path: Path) -> None:
+    """With an open batch, else with the fixed one; the reason is kept where neither works."""
+    reasons = []
+    with torch.no_grad():
+        for open_batch in (True, False) if case.batched else (False,):
+            try:
+                export(case, path, open_batch=open_batch)
+                return
+            except Exception as error:  # an exporter fails in any way it likes
+                path.unlink(missing_ok=True)
+                reasons.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
+    path.with_suffix(".failed").write_text("\n".join(reasons), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

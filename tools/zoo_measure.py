@@ -1,0 +1,163 @@
+"""One exported file of the zoo against the truth beside it: what loads, what is equal, what adds up.
+
+`python tools/zoo_measure.py STEM EXPORTER FOLDER METHOD…` prints one JSON record. No framework is imported: the truth lies in
+FOLDER/STEM.npz (`zoo_export.py`). A process of its own, so that memory is given back and a crash is one row's.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+
+from onnx_explain import Explainer, Explanation
+from onnx_explain.errors import ExplainError
+
+Array = npt.NDArray[Any]
+GRADIENT = 1e-4  # the most that a gradient may differ, relative to the largest of its sample
+OUTPUT = 1e-4  # and an output from ONNX Runtime's on the file as it was exported
+ADDS_UP = 1e-3  # the most that relevance may be off, relative to what was seeded: float32, hundreds of layers
+SLOW = 4e6  # elements of input x nodes above which the float64 backend is not asked
+
+
+def main() -> int:
+    """Measure one file; the record goes to standard output."""
+    stem, exporter, folder, methods = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4:]
+    warnings.simplefilter("ignore")
+    path = folder / f"{stem}.{exporter}.onnx"
+    with np.load(folder / f"{stem}.npz") as file:
+        truth = {name: file[name] for name in file.files}
+    print(json.dumps(record(path, truth, methods)))
+    return 0
+
+
+def record(path: Path, truth: Mapping[str, Array], methods: list[str]) -> dict[str, Any]:
+    """Facts of the file, then one entry per question; a refusal stands under the question it was met at."""
+    found = facts(path)
+    inputs = {n.removeprefix("input/"): a for n, a in truth.items() if n.startswith("input/")}
+    try:
+        inputs, expected = fed(path, inputs)
+    except Exception as error:  # the runtime does not take the file: nothing of ours to judge
+        return {**found, "exporter's file": told(error)}
+    steps = {"gradient": lambda: gradient(path, inputs, expected, truth)}
+    steps |= {method: lambda method=method: relevance(path, inputs, truth, method) for method in methods}
+    for name, step in steps.items():
+        try:
+            found[name] = step()
+        except ExplainError as error:
+            found[name] = {"refused": f"{type(error).__name__}: {error}"}
+        except Exception as error:  # a crash of ours is a row of the table, not the end of it
+            found[name] = {"crashed": told(error)}
+    return found
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """Opset, nodes, size, and whether the batch is open."""
+    model = onnx.load(path, load_external_data=False)
+    shape = model.graph.input[0].type.tensor_type.shape.dim
+    beside = [p for p in (path, path.with_name(f"{path.name}.data")) if p.exists()]
+    return {
+        "opset": next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None),
+        "nodes": len(model.graph.node),
+        "MiB": sum(p.stat().st_size for p in beside) / 2**20,
+        "batch": "open" if shape and not shape[0].HasField("dim_value") else shape[0].dim_value if shape else None,
+    }
+
+
+def fed(path: Path, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """(the inputs that the file kept, ONNX Runtime's outputs for them)."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    kept = {i.name: inputs[i.name] for i in session.get_inputs()}
+    names = [o.name for o in session.get_outputs()]
+    return kept, dict(zip(names, session.run(names, kept)))
+
+
+def gradient(
+    path: Path, inputs: Mapping[str, Array], expected: Mapping[str, Array], truth: Mapping[str, Array]
+) -> dict[str, Any]:
+    """Outputs and gradients beside the truth; in float64 too where float32 is not close enough to it."""
+    started = time.perf_counter()
+    explainer = Explainer(path, "gradient")
+    explainer.build()
+    built = time.perf_counter() - started
+    e = explainer(dict(inputs), target=truth["target"])
+    found: dict[str, Any] = {
+        "build seconds": built,
+        "explained": e.target.tensor,
+        "output": max(away(e.outputs[n], y) for n, y in expected.items()),
+        "error": compared(e, truth, "gradient"),
+    }
+    if found["error"] > GRADIENT and any(n.startswith("exact/") for n in truth):
+        found |= {"error to float64": compared(e, truth, "exact"), "own": own(truth)}
+    if found["error"] > GRADIENT and found.get("error to float64", 1.0) > GRADIENT:
+        exact = Explainer(path, "gradient", backend="reference")(dict(inputs), target=truth["target"])
+        found["error in float64"] = compared(exact, truth, "exact")
+    batch = len(next(iter(inputs.values())))
+    if batch > 1 and len(truth["target"]) == batch and facts(path)["batch"] == "open":
+        alone = explainer({n: a[:1] for n, a in inputs.items()}, target=truth["target"][:1])
+        found["alone"] = max(away(alone.relevance[n], r[:1]) for n, r in e.relevance.items())
+    return found
+
+
+def relevance(path: Path, inputs: Mapping[str, Array], truth: Mapping[str, Array], method: str) -> dict[str, Any]:
+    """Whether the method runs, and how far relevance is from adding up."""
+    started = time.perf_counter()
+    explainer = Explainer(path, method)
+    e = explainer(dict(inputs), target=truth["target"])
+    finite = all(bool(np.isfinite(r).all()) for r in e.relevance.values())
+    some = all(bool(np.abs(r).max(initial=0.0) > 0.0) for r in e.relevance.values())
+    return {
+        "seconds": time.perf_counter() - started,
+        "conservation": float(e.conservation.max()),
+        "absorbed": float(np.abs(e.absorbed / e.target.score).max()),
+        "finite": finite,
+        "anything": some,
+    }
+
+
+def compared(e: Explanation, truth: Mapping[str, Array], kind: str) -> float:
+    """The largest difference over all explained tensors, each sample relative to its own largest gradient."""
+    wanted = {n.partition("/")[2]: a for n, a in truth.items() if n.startswith(f"{kind}/")}
+    if set(wanted) == {"leaf"} and len(e.relevance) == 1:
+        wanted = {next(iter(e.relevance)): wanted["leaf"]}
+    missing = set(wanted) - set(e.relevance)
+    if missing:
+        raise KeyError(f"no gradient for {sorted(missing)}, only for {sorted(e.relevance)}")
+    return max(away(e.relevance[n], a) for n, a in wanted.items())
+
+
+def own(truth: Mapping[str, Array]) -> float:
+    """How far torch's float32 gradient is from its float64 one."""
+    return max(away(a, truth[f"exact/{n.partition('/')[2]}"]) for n, a in truth.items() if n.startswith("gradient/"))
+
+
+def away(found: Array, wanted: Array) -> float:
+    """max |found - wanted| / max |wanted|, the largest over samples."""
+    if found.shape != wanted.shape:
+        raise ValueError(f"shape {list(found.shape)} in place of {list(wanted.shape)}")
+    if not found.size:
+        return 0.0
+    a, b = (np.asarray(v, np.float64).reshape(len(v) if v.ndim else 1, -1) for v in (found, wanted))
+    gap, size = np.abs(a - b).max(1), np.abs(b).max(1)
+    return float(np.divide(gap, size, out=gap.copy(), where=size > 0).max())
+
+
+def told(error: Exception) -> str:
+    """The error's kind and first line."""
+    line = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {line[0] if line else ''}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
