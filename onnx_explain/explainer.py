@@ -29,6 +29,7 @@ from onnx_explain.asked import (
 )
 from onnx_explain.backends import onnx as backends
 from onnx_explain.backends.gpu import GpuRunner, Tensor
+from onnx_explain.embedded import by_entry
 from onnx_explain.errors import InputError, MethodError, OutputError
 from onnx_explain.explanation import Explanation, Target
 from onnx_explain.files import draft, target_path
@@ -173,9 +174,9 @@ class _Explains:
         raise MethodError(f"Method {way.name!r} is of a kind that nothing runs: {type(way.procedure).__name__}.")
 
     def _explained(self, graph: RelevanceGraph, feeds: Mapping[str, Array]) -> list[str]:
-        return [n for n in graph.relevance if n in feeds] or wrt_inputs(
-            self._prepared.canonical(feeds), self._options.wrt
-        )
+        own = {*feeds, *self._prepared.takes}
+        named = [n for n in graph.relevance if n in own]
+        return named or wrt_inputs(self._prepared.canonical(feeds), self._options.wrt) or list(self._prepared.takes)
 
     def _explanation(self, way: Way, feeds: dict[str, Array], found: Outcome, seconds: float) -> Explanation:
         values = {**feeds, **found.values}
@@ -185,6 +186,7 @@ class _Explains:
         gap = np.abs(found.seeded - arrived - absorbed)
         conservation = np.divide(gap, np.abs(found.seeded), out=gap.copy(), where=found.seeded != 0)
         canonical = self._prepared.canonical(feeds)
+        entries, selected = by_entry(canonical, feeds, relevance)
         return Explanation(
             relevance=relevance,
             outputs=found.outputs,
@@ -196,11 +198,13 @@ class _Explains:
             inputs=values,
             options=dict(way.options),
             kept=found.kept,
-            channel_axis={n: channel_axis(canonical, n, values[n].shape) for n in relevance},
+            channel_axis={n: channel_axis(canonical, n, values[n].shape) for n in (*relevance, *entries)},
             source=self.sha256,
             completeness=found.completeness,
             layer=found.layer,
             notes=self.notes,
+            entries=entries,
+            selected=selected,
         )
 
 

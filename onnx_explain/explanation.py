@@ -44,7 +44,8 @@ class Explanation:
     channel_axis: per input name, the axis a heat map sums, or None. completeness: float64 [N], Σ relevance less the change
     of the score from the baseline, of methods that promise it to be zero; None of others. layer: the tensor at which
     gradients turned into relevance, of methods that look at one. notes: sentences on how it ran: on the CPU in place of a
-    GPU, in smaller batches.
+    GPU, in smaller batches. entries: relevance of every entry of an integer input, in that input's shape: what arrived at
+    the embeddings that the entry selects, summed over their features. selected: those embeddings.
     """
 
     relevance: dict[str, Array]
@@ -62,14 +63,27 @@ class Explanation:
     completeness: Array | None = None
     layer: str | None = None
     notes: tuple[str, ...] = ()
+    entries: dict[str, Array] = field(default_factory=dict)
+    selected: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """The number of samples."""
         return len(self.target.index)
 
+    @property
+    def drawn(self) -> dict[str, Array]:
+        """The relevance of every input that has some: of floats as it is, of integers per entry.
+
+        Tensors that no entry of an input selects stand under their own names.
+        """
+        own = {n: r for n, r in self.relevance.items() if n not in self.selected}
+        return own | self.entries
+
     def heatmap(self, input: str | None = None) -> Array:  # noqa: A002 - ONNX's own word
         """Relevance with the channel axis summed (for `saliency` the largest): [N, H, W]; else as it is."""
         name = self._input(input)
+        if name in self.entries:
+            return self.entries[name]
         axis = self.channel_axis.get(name)
         r = self.relevance[name]
         if axis is None:
@@ -128,8 +142,13 @@ class Explanation:
                 np.savez_compressed(whole, **entries)
 
     def arrays(self) -> dict[str, Array]:
-        """Every array by a flat name: ``relevance/<input>``, ``output/<name>``, ``kept/<tensor>``, ``target/index``."""
-        groups = (("relevance", self.relevance), ("output", self.outputs), ("kept", self.kept))
+        """Every array by a flat name: ``relevance/<tensor>``, ``entries/<input>``, ``output/<name>``, ``kept/<tensor>``, …."""
+        groups = (
+            ("relevance", self.relevance),
+            ("entries", self.entries),
+            ("output", self.outputs),
+            ("kept", self.kept),
+        )
         flat = {f"{group}/{name}": array for group, arrays in groups for name, array in arrays.items()}
         flat |= {"target/index": self.target.index, "target/score": self.target.score}
         return flat | {"conservation": self.conservation, "absorbed": self.absorbed}
@@ -160,9 +179,10 @@ class Explanation:
 
     def _input(self, name: str | None) -> str:
         if name is None:
-            return next(iter(self.relevance))
-        if name not in self.relevance:
-            raise InputError(f"There is no relevance for an input {name!r}.{suggest(name, self.relevance)}")
+            return next(iter(self.drawn))
+        known = {**self.relevance, **self.entries}
+        if name not in known:
+            raise InputError(f"There is no relevance for an input {name!r}.{suggest(name, known)}")
         return name
 
 

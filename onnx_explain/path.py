@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
+from onnx_explain.embedded import embeddings, is_float, lookups
 from onnx_explain.errors import InputError, TargetError, suggest
 from onnx_explain.ir.composite import DOMAIN
 from onnx_explain.ir.view import Operation, Value, dims, rank
@@ -20,11 +21,6 @@ from onnx_explain.operators.roles import Linear, Pointwise, Rearrangement, Selec
 
 Active = Mapping[int, frozenset[int]]
 _SIGN_CHECKED = 1 << 22  # elements; the sign of a larger constant is not looked at
-
-
-def is_float(value: Value) -> bool:
-    """Whether a tensor can carry relevance."""
-    return value.dtype is not None and value.dtype.is_floating_point()
 
 
 def explained_tensor(model: ir.Model, output: str | None, *, logits: bool = True) -> Value:
@@ -79,35 +75,15 @@ def wrt_inputs(model: ir.Model, wrt: Sequence[str] | None) -> list[str]:
 def wrt_tensors(model: ir.Model, wrt: Sequence[str] | None) -> list[str]:
     """As `wrt_inputs`, where inner tensors of floats may be named too: the network begins at them then.
 
-    A model whose inputs are all integers begins at its embeddings.
+    Integer inputs begin at their embeddings.
     """
     if wrt is None:
-        return wrt_inputs(model, None) or embeddings(model)
+        return wrt_inputs(model, None) + embeddings(model)
     inner = {n for n, v in tensors(model).items() if is_float(v)}
     inputs = {v.name for v in model.graph.inputs}
     if all(name in inner and name not in inputs for name in wrt):
         return list(wrt)
     return wrt_inputs(model, wrt)
-
-
-def embeddings(model: ir.Model) -> list[str]:
-    """Where the explanation of integer inputs ends: the first float tensors that are computed of them.
-
-    Looked up in a table (Gather, OneHot) where anything is: [N, tokens, features], one entry per token id, while masks
-    and counts that are merely cast only steer. Without a table, what is cast (a picture of bytes).
-    """
-    varying = {id(v) for v in model.graph.inputs if not is_float(v)}
-    first: list[tuple[ir.Node, Value]] = []
-    for node in model.graph:
-        if node.op_type in ("Shape", "Size") or not any(v is not None and id(v) in varying for v in node.inputs):
-            continue
-        for value in node.outputs:
-            if is_float(value):
-                first.append((node, value))
-            else:
-                varying.add(id(value))
-    looked_up = [v.name or "" for n, v in first if n.op_type in ("Gather", "OneHot")]
-    return looked_up or [v.name or "" for n, v in first if n.op_type in ("Cast", "CastLike")]
 
 
 def tensors(model: ir.Model) -> dict[str, Value]:
@@ -242,7 +218,7 @@ def _nonnegative_constant(value: Value) -> bool:
 
 
 def channel_axis(model: ir.Model, name: str, shape: Sequence[int]) -> int | None:
-    """The axis of an input that a heat map sums: of pictures and volumes by structure, else by size, else none.
+    """The axis of an input or embedding that a heat map sums: by structure (a table's features), else by size, else none.
 
     A windowed operator reached through single readers has its channels on axis 1; a Transpose before it says where that
     axis came from.
@@ -250,6 +226,11 @@ def channel_axis(model: ir.Model, name: str, shape: Sequence[int]) -> int | None
     if len(shape) < 3:
         return None
     value = next((v for v in model.graph.inputs if v.name == name), None)
+    found_of = None if value is not None else next((look for look in lookups(model) if look.tensor == name), None)
+    if found_of is not None:
+        if len(found_of.axes) == 1:
+            return found_of.axes[0]
+        value = tensors(model)[name]
     axis = 1
     while value is not None:
         readers = [u.node for u in value.uses() if not _inert(u.node)]

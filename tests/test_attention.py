@@ -22,7 +22,7 @@ from onnx_explain.errors import MethodError
 from onnx_explain.ir.canonicalize import canonicalize
 from onnx_explain.ir.model import load
 from onnx_explain.methods import ALIASES, resolve
-from onnx_explain.path import embeddings
+from onnx_explain.embedded import embeddings
 from onnx_explain.relevance import Options, build
 
 Array = npt.NDArray[Any]

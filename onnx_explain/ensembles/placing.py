@@ -9,10 +9,11 @@ from typing import Any
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_explain.embedded import is_float
 from onnx_explain.errors import InputError, MethodError, TargetError, suggest
 from onnx_explain.ir.view import Value, dims, rank, shape_text
 from onnx_explain.methods.ensemble import Ensemble
-from onnx_explain.path import activity, is_float, tensors, wrt_inputs
+from onnx_explain.path import activity, tensors, wrt_tensors
 from onnx_explain.relevance import Options
 from onnx_explain.rules.baseline import fits
 
@@ -21,18 +22,25 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Places:
-    """What moves and what is explained: `inputs` are the explained inputs, `moved` the tensors that points are made of
-    (the inputs, or the inner tensor of a path), `ends` those whose relevance is wanted.
+    """What moves and what is explained: `inputs` are the explained inputs (integers: their embeddings), `moved` the tensors
+    that points are made of (the inputs, or the inner tensor of a path), `ends` those whose relevance is wanted. `fed`: the
+    explained inputs that are the model's own.
     """
 
     inputs: tuple[str, ...]
     moved: tuple[str, ...]
     ends: tuple[str, ...]
+    fed: tuple[str, ...]
 
     @property
     def inner(self) -> bool:
-        """Whether an inner tensor moves."""
+        """Whether an inner tensor moves in place of the inputs."""
         return self.moved != self.inputs
+
+    @property
+    def computed(self) -> bool:
+        """Whether something that moves is computed, so that its other end cannot be fed."""
+        return any(n not in self.fed for n in self.moved)
 
 
 def places(model: ir.Model, ensemble: Ensemble, options: Options) -> Places:
@@ -43,16 +51,18 @@ def places(model: ir.Model, ensemble: Ensemble, options: Options) -> Places:
         )
     if ensemble.points != "noise" and options.seed == "score":
         raise MethodError("seed: the derivative that is integrated starts at one; leave `seed` out.")
-    inputs = tuple(wrt_inputs(model, options.wrt))
+    inputs = tuple(wrt_tensors(model, options.wrt))
     if not inputs:
         raise InputError(
             "The model has no float input, and integers carry no relevance; explain a model from its embeddings on."
         )
     ensemble.baseline.check(inputs)
+    own = {v.name for v in model.graph.inputs}
+    fed = tuple(n for n in inputs if n in own)
     if options.at in inputs and ensemble.points != "noise":
         inputs = (options.at,)
     if options.at is None or options.at in inputs:
-        return Places(inputs, inputs, inputs if options.at is None else (options.at,))
+        return Places(inputs, inputs, inputs if options.at is None else (options.at,), fed)
     known = tensors(model)
     at = known.get(options.at)
     if at is None:
@@ -66,7 +76,7 @@ def places(model: ir.Model, ensemble: Ensemble, options: Options) -> Places:
             f"Tensor {options.at!r} does not lie between {', '.join(map(repr, inputs))} and the explained output; "
             "`onnx-explain check` lists the tensors on that way."
         )
-    return Places(inputs, inputs if ensemble.points == "noise" else (options.at,), (options.at,))
+    return Places(inputs, inputs if ensemble.points == "noise" else (options.at,), (options.at,), fed)
 
 
 def baseline_rows(model: ir.Model, ensemble: Ensemble, where: Places) -> dict[str, Array]:
@@ -80,7 +90,7 @@ def baseline_rows(model: ir.Model, ensemble: Ensemble, where: Places) -> dict[st
             raise InputError(f"Several inputs are explained; give the baselines as {{name: array}} with {listed}.")
         given = {where.inputs[0]: given}
     for name in given:
-        if name not in {v.name for v in model.graph.inputs}:
+        if name not in {*where.inputs, *(v.name for v in model.graph.inputs)}:
             raise InputError(f"Baselines are given for {name!r}, which is no input.{suggest(name, where.inputs)}")
     named = tensors(model)
     rows = {n: _checked_rows(n, given.get(n), named[n]) for n in where.inputs}

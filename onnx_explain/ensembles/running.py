@@ -66,7 +66,7 @@ class _Graphs:
             rows = baseline_rows(model, ensemble, where) if ensemble.points == "baselines" else {}
             step = stepping.step(model, ensemble, options, where, method=method)
             ends = stepping.ends(model, ensemble, options, where, step.graph)
-            needed = ensemble.tolerance is not None or (where.inner and ensemble.points != "noise")
+            needed = ensemble.tolerance is not None or (where.computed and ensemble.points != "noise")
             probe = stepping.probe(model, ensemble, options, where, step) if needed else None
 
         def built(graph: RelevanceGraph) -> Built:
@@ -121,14 +121,15 @@ class _Chunk:
 
     def _path(self) -> tuple[Arrays, Array]:
         graphs, ensemble = self.graphs, self.graphs.ensemble
-        other = self._forward({**self.feeds, **self.shared}, self.index)
+        there = {n: a for n, a in self.shared.items() if n in graphs.where.fed}
+        other = self._forward({**self.feeds, **there}, self.index)
         inner = {n: other[o] for n, o in graphs.ends.values.items()}
-        far = inner if graphs.where.inner else self.shared
+        far = inner | self.shared if graphs.where.inner else self.shared
         others = {v: far[n] for n, v in graphs.step.others.items()}
         distance = {n: self.values[n].astype(np.float64) - far[n].astype(np.float64) for n in graphs.where.moved}
         score = graphs.known.reports["score"]
         # around an inner tensor the rest of the network stays at x: the far end's score is not that of the baseline
-        reference = self._score(np.zeros(1), others) if graphs.where.inner else other[score].astype(np.float64)
+        reference = self._score(np.zeros(1), others) if graphs.where.computed else other[score].astype(np.float64)
         if ensemble.tolerance is not None:
             integral = self._refined(others, distance, self.forward[score].astype(np.float64) - reference)
         else:
@@ -140,7 +141,7 @@ class _Chunk:
 
         def others(k: int) -> Arrays:
             if noise is not None:
-                return {v: noise[k].astype(self.feeds[n].dtype) for n, v in step.others.items()}
+                return {v: noise[k].astype(self.values[n].dtype) for n, v in step.others.items()}
             return {v: self.shared[n] for n, v in step.others.items()}
 
         return self._averaged(others), None
@@ -151,15 +152,18 @@ class _Chunk:
 
         def others(k: int) -> Arrays:
             row = int(drawn[k])
-            rows = {n: _spread_out(r[row], self.feeds[n]) for n, r in graphs.rows.items()}
+            rows = {n: _spread_out(r[row], self._like(n)) for n, r in graphs.rows.items()}
             found = {v: rows[n] for n, v in graphs.step.others.items()}
             if row not in scores:
-                inner = graphs.where.inner
-                scores[row] = self._score(np.zeros(1), found) if inner else self._score_of({**self.feeds, **rows})
+                computed = graphs.where.computed
+                scores[row] = self._score(np.zeros(1), found) if computed else self._score_of({**self.feeds, **rows})
             return found
 
         relevance = self._averaged(others)
         return relevance, np.asarray(sum(scores[int(j)] for j in drawn) / len(drawn))
+
+    def _like(self, name: str) -> Array:
+        return self.feeds[name] if name in self.feeds else self.values[name]
 
     # -- runs
 
@@ -260,7 +264,7 @@ def _outcome(graphs: _Graphs, chunks: Sequence[_Explained]) -> Outcome:
         seeded=seeded,
         absorbed=np.zeros(len(score)),
         by_sample=known.by_sample,
-        values={n: _joined(c.values[n] for c in chunks) for n in graphs.where.ends if n not in graphs.where.inputs},
+        values={n: _joined(c.values[n] for c in chunks) for n in graphs.where.ends if n not in graphs.where.fed},
         completeness=completeness,
     )
 

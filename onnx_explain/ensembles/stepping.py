@@ -223,11 +223,13 @@ def ends(model: ir.Model, ensemble: Ensemble, options: Options, where: Places, k
         Targets(op).input(0),
         by_sample=known.by_sample,
     )
-    values = {n: _output(op, named[n], f"explain_value/{n}") for n in where.moved if where.inner}
-    values |= {
-        n: _output(op, named[n], f"explain_value/{n}") for n in where.ends if n not in (*where.moved, *where.inputs)
-    }
-    shared = {n: _output(op, v, f"explain_shared/{n}") for n, v in besides(op, work, ensemble, where).items()}
+    seen = dict.fromkeys((*where.moved, *where.ends))
+    values = {n: _output(op, named[n], f"explain_value/{n}") for n in seen if n not in where.fed}
+    others = besides(op, work, ensemble, where)
+    if where.inner and ensemble.points == "path" and set(where.inputs) > set(where.fed):
+        twin = Twin(work.graph, op, others)  # what is computed cannot be fed: the other end is computed beside it
+        others = others | {n: twin(named[n]) for n in where.moved}
+    shared = {n: _output(op, v, f"explain_shared/{n}") for n, v in others.items()}
     reports = {n: _output(op, v, f"explain_{n}") for n, v in (("score", begun.score), ("index", begun.index))}
     target = next(v.name or "" for v in work.graph.inputs if v.name not in {i.name for i in model.graph.inputs})
     op.finish()

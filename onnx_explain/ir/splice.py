@@ -29,19 +29,21 @@ def splice(op: Emitter, value: Value, make: Callable[[Emitter, Value], Value]) -
 class Twin:
     """The forward pass repeated on other inputs, node by node as values are asked for.
 
-    `inputs` maps names of graph inputs to what stands in for them, of the same shape and dtype; all others are shared.
+    `inputs` maps names of tensors (graph inputs, or computed ones) to what stands in for them, of the same shape and dtype;
+    all others are shared.
     """
 
     def __init__(self, graph: ir.Graph, op: Emitter, inputs: Mapping[str, Value]) -> None:
         self._op = op
-        self._of: dict[int, Value] = {id(v): inputs[v.name or ""] for v in graph.inputs if v.name in inputs}
+        known = [*graph.inputs, *(v for node in graph for v in node.outputs)]
+        self._of: dict[int, Value] = {id(v): inputs[v.name or ""] for v in known if v.name in inputs}
         # Shape and Size see the same in both passes, and what depends on them alone need not run twice
         self._nodes: dict[int, ir.Node] = {}
         reached = set(self._of)
         for node in graph:
             if node.op_type not in _SHAPES and any(v is not None and id(v) in reached for v in node.inputs):
                 reached.update(id(v) for v in node.outputs)
-                self._nodes.update({id(v): node for v in node.outputs})
+                self._nodes.update({id(v): node for v in node.outputs if id(v) not in self._of})
 
     def __call__(self, value: Value) -> Value:
         """The value's twin; the value itself where it does not depend on the exchanged inputs."""
@@ -76,4 +78,5 @@ class Twin:
                 domain=node.domain,
                 like=list(node.outputs),
             )
-        self._of.update({id(old): new for old, new in zip(node.outputs, outs)})
+        for old, new in zip(node.outputs, outs):
+            self._of.setdefault(id(old), new)

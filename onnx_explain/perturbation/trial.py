@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_explain.embedded import embeddings
 from onnx_explain.errors import InputError, ModelError
 from onnx_explain.ir.view import dims
 from onnx_explain.methods.perturbation import Perturbation
@@ -54,7 +55,9 @@ class Trial:
             ("survey", id(how), key), feeds, lambda m: [survey(m, options, emitted, self._channels(m))]
         )
         self.graph = whole.graph
-        explained = self.names if options.at is None else [n for n in feeds if n in (options.wrt or feeds)]
+        explained = [n for n in (self.names if options.at is None else options.wrt or feeds) if n in feeds] or list(
+            feeds
+        )
         self.by_sample, self.count = prepared.samples(feeds, explained)
         index = prepared.indices(self.graph, aim, self.count)
         self.results = prepared.run(
@@ -109,7 +112,8 @@ class Trial:
 
     def _channels(self, model: ir.Model) -> dict[str, int | None]:
         """The axis that masks take whole; inner tensors have their channels on axis 1, as their operators do."""
-        return {n: channel_axis(model, n, self.feeds[n].shape) if n in self.feeds else 1 for n in self.names}
+        own, known = {*self.feeds, *embeddings(model)}, tensors(model)
+        return {n: channel_axis(model, n, [d or 0 for d in dims(known[n])]) if n in own else 1 for n in self.names}
 
     # -- running
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
+from onnx_explain.embedded import is_float
 from onnx_explain.errors import InputError, MethodError, TargetError, UnsupportedOperator, suggest
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.splice import Twin
@@ -22,7 +23,6 @@ from onnx_explain.path import (
     activity,
     channel_axis,
     explained_tensor,
-    is_float,
     last_spatial,
     nodes_between,
     nonnegative_values,

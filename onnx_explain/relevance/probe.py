@@ -13,12 +13,13 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from onnx_explain.embedded import is_float
 from onnx_explain.errors import InputError, TargetError, suggest
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.prune import keep_outputs
 from onnx_explain.ir.splice import splice
 from onnx_explain.ir.view import Value, dims, rank
-from onnx_explain.path import channel_axis, explained_tensor, is_float, nonnegative_values, tensors, wrt_inputs
+from onnx_explain.path import channel_axis, explained_tensor, nonnegative_values, tensors, wrt_tensors
 from onnx_explain.relevance.graph import Options, RelevanceGraph, verify
 from onnx_explain.relevance.seed import Targets, score_of, start
 from onnx_explain.rules.baseline import Baseline
@@ -49,7 +50,7 @@ def perturbed_tensors(model: ir.Model, options: Options) -> list[str]:
 
     Raises InputError and TargetError where they hold no floats or the score does not depend on them.
     """
-    inputs = wrt_inputs(model, options.wrt)
+    inputs = wrt_tensors(model, options.wrt)
     if not inputs:
         raise InputError(
             "The model has no float input, and integers carry no relevance; explain a model from its embeddings on."
@@ -71,8 +72,8 @@ def survey(
 ) -> RelevanceGraph:
     """The model as it is, reporting ``index`` and ``score`` of the target and, per perturbed tensor, ``baseline <name>``.
 
-    channels: the tensors' channel axes, which a blurred baseline leaves alone. `values` names the output that holds the
-    tensor of `Options.at`. Without a baseline none is reported.
+    channels: the tensors' channel axes, which a blurred baseline leaves alone. `values` names the outputs that hold those
+    that are no inputs. Without a baseline none is reported.
     """
     model = model.clone()
     op, known = Emitter(model.graph), tensors(model)
@@ -88,7 +89,7 @@ def survey(
             f"baseline {v.name}": baseline.emit(op, v, v.name or "", channel_axis=axes[v.name or ""]) for v in ends
         }
     told = {n: _output(op, v, f"explain_{n}") for n, v in reports.items()}
-    values = {} if options.at is None else {options.at: _output(op, known[options.at], f"{options.at}_value")}
+    values = {v.name or "": _output(op, v, f"{v.name}_value") for v in ends if v.name not in inputs}
     op.finish()
     verify(model)
     return _described(model, options, target.name or "", y, inputs, outputs, told, values)
@@ -153,7 +154,7 @@ def _probability(op: Emitter, model: ir.Model, options: Options, y: Value, axis:
 
 def _channels_last(model: ir.Model, options: Options) -> bool:
     """Whether the first explained input is a picture with its channels on the last axis: so are the classes of its output."""
-    name = wrt_inputs(model, options.wrt)[0]
+    name = wrt_tensors(model, options.wrt)[0]
     sizes = dims(tensors(model)[name])
     return len(sizes) > 3 and channel_axis(model, name, [d or 0 for d in sizes]) == len(sizes) - 1
 
@@ -183,7 +184,7 @@ def _inner(model: ir.Model, name: str) -> str:
 def _by_sample(model: ir.Model, y: Value, options: Options) -> bool:
     """Whether axis 0 of the explained tensor counts samples: it is open, or as long as the first explained input's."""
     known = tensors(model)
-    sources = (known[n] for n in wrt_inputs(model, options.wrt))
+    sources = (known[n] for n in wrt_tensors(model, options.wrt))
     first = next((v for v in sources if v.shape is not None and len(v.shape)), None)
     if rank(y) == 0:
         return False

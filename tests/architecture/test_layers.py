@@ -24,6 +24,7 @@ LAYERS = {
     "operators": 2,
     "rules": 3,
     "methods": 4,
+    "embedded": 4.4,
     "path": 4.5,
     "relevance": 5,
     "backends": 6,
