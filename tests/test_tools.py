@@ -238,3 +238,35 @@ def test_the_temporary_explained_files_are_removed(bench: ModuleType, plain: Pat
     rows = list(bench.Bench([1], 1, 1, explain_by_hand).method("resnet18", plain, "gradient"))
     assert rows[0].error is None
     assert [p.name for p in plain.parent.iterdir() if p != plain] == []
+
+
+def test_a_page_of_real_models_tells_maps_refusals_and_times(
+    tools_on_the_path: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = load("real_models")
+    text = "g (float[N, 4] x) => (float[N, 3] y) {h = MatMul(x, w) r = Relu(h) y = MatMul(r, v)}"
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    for name, shape in {"w": (4, 5), "v": (5, 3)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    onnx.save(model, tmp_path / "mlp.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    entries = [
+        {"name": "mlp", "model": "mlp.onnx", "input": {"noise": 0}, "methods": ["gradient", "lrp-epsilon", "grad-cam"]},
+        {"name": "broken", "model": "broken.onnx", "input": {"noise": 0}},
+    ]
+    monkeypatch.setattr(tool, "in_own_process", lambda function, *given: function(*given))
+    monkeypatch.setattr(tool, "ROUNDS", 1)
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"models": entries}), encoding="utf-8")
+    work, out = tmp_path / "work", tmp_path / "page"
+    monkeypatch.setattr(sys, "argv", ["", str(plan), "--root", str(tmp_path), "--work", str(work), "--out", str(out)])
+    tool.main()
+    page = out.with_suffix(".md").read_text(encoding="utf-8")
+    assert "| mlp | 3 | 0e+00 | 2 of 3 |" in page
+    assert "| grad-cam | No tensor with spatial positions" in page
+    assert "* `broken`:" in page and "not an ONNX model" in page
+    assert (work / "mlp-gradient.png").exists()
+    found = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    assert found["models"] == entries
+    assert found["results"]["mlp"]["times"]["gradient"]["plain"] > 0

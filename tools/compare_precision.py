@@ -3,13 +3,21 @@
 ``python tools/compare_precision.py [--samples 16] [--methods gradient,lrp-epsilon-plus,rap]`` makes QDQ, QOperator and
 dynamic int8 and float16 files of the bundled network, explains unseen pictures with each, and prints a table: Spearman's
 rank correlation of the heat maps with the float32 ones, the overlap of the top 10 % of their pixels, and how many
-predictions agree. ``--pair FLOAT INT`` compares two files of one's own on noise.
+predictions agree. ``--model M --pictures P [--preprocessing JSON]`` does the same with a model and pictures of one's own:
+the first half of them calibrates, the second is explained. ``--pair FLOAT INT`` compares two files on noise. ``--out PAGE``
+writes the table, with machine and versions, in place of printing it.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import importlib.metadata
+import json
 import logging
+import os
+import platform
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import resources
@@ -96,9 +104,9 @@ def heat(relevance: Array) -> Array:
 
 
 def spearman(a: Array, b: Array) -> float:
-    """Rank correlation of two vectors; ties get their mean rank."""
+    """Rank correlation of two vectors; ties get their mean rank, and a constant vector (a map of zeros) correlates with nothing."""
     x, y = (_ranks(v) for v in (a, b))
-    return float(np.corrcoef(x, y)[0, 1])
+    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) and np.ptp(y) else 0.0
 
 
 def _ranks(v: Array) -> Array:
@@ -119,7 +127,7 @@ def compared(one: Path, other: Path, x: Array, method: str) -> tuple[float, floa
     found = first(x)
     feed = x.astype(np.float16) if _takes_half(other) else x
     again = second(feed, target=found.target.index)
-    maps = [heat(next(iter(e.relevance.values()))) for e in (found, again)]
+    maps = [e.heatmap().astype(np.float64).reshape(len(x), -1) for e in (found, again)]
     if not all(np.isfinite(m).all() for m in maps):
         raise SystemExit(f"{other.name}: {method} gives relevance that is not finite.")
     rank = [spearman(a, b) for a, b in zip(*maps)]
@@ -132,26 +140,86 @@ def _takes_half(path: Path) -> bool:
     return bool(onnx.load(path).graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT16)
 
 
+def own_pictures(model: Path, folder: Path, options: dict[str, Any], count: int) -> tuple[Array, Array]:
+    """Pictures to explain and to calibrate on, of a folder, as the model wants them: float32 [N, ...] each."""
+    from onnx_explain.cli.explaining import input_specs
+    from onnx_explain.data import find_inputs, load, preprocessing
+
+    specs = input_specs(Explainer(model, "gradient"), {}, None)
+    read, files = preprocessing(**options), find_inputs([folder])
+    samples = [s.feeds[specs[0].name] for f in files[: 2 * count] for s in load(f, specs, read, name=f.stem)]
+    half = len(samples) // 2
+    return np.concatenate(samples[half:]), np.concatenate(samples[:half])
+
+
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the table, or write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--methods", default="gradient,lrp-epsilon-plus,rap")
+    parser.add_argument("--forms", default=",".join(FORMS))
     parser.add_argument("--pair", nargs=2, type=Path)
+    parser.add_argument("--model", type=Path, action="append", default=[])
+    parser.add_argument("--pictures", type=Path, action="append", default=[], help="one per --model")
+    parser.add_argument("--preprocessing", type=json.loads, action="append", default=[], help="one per --model")
+    parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    print("| file | method | Spearman | top-10 % overlap | same prediction |\n|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        if asked.pair:
-            shape = [d.dim_value or 1 for d in onnx.load(asked.pair[0]).graph.input[0].type.tensor_type.shape.dim]
-            x = np.random.default_rng(0).standard_normal([asked.samples, *shape[1:]]).astype(np.float32)
-            files = {asked.pair[1].stem: (asked.pair[0], asked.pair[1])}
-        else:
-            x, calibration = pictures(asked.samples, seed=1), pictures(64, seed=3)
-            files = {f: (MODEL, quantised(MODEL, Path(folder) / f"{f}.onnx", f, calibration)) for f in FORMS}
+    lines = ["| network | file | method | Spearman | top-10 % overlap | same prediction |", "|---|---|---|---|---|---|"]
+    for name, x, files in cases(asked):
         for form, (one, other) in files.items():
             for method in asked.methods.split(","):
                 rank, top, same = compared(one, other, x, method)
-                print(f"| {form} | {method} | {rank:.3f} | {top:.3f} | {same:.3f} |", flush=True)
+                lines.append(f"| {name} | {form} | {method} | {rank:.3f} | {top:.3f} | {same:.3f} |")
+                print(lines[-1], file=sys.stderr, flush=True)
+    text = "\n".join(lines) + "\n"
+    if asked.out is None:
+        print(text)
+    else:
+        asked.out.write_text(page(text, asked), encoding="utf-8")
+
+
+def cases(asked: argparse.Namespace) -> Iterator[tuple[str, Array, dict[str, tuple[Path, Path]]]]:
+    """(network, samples, {form: (float file, other file)}) one after the other; files live while their case is used."""
+    if asked.pair:
+        shape = [d.dim_value or 1 for d in onnx.load(asked.pair[0]).graph.input[0].type.tensor_type.shape.dim]
+        x = np.random.default_rng(0).standard_normal([asked.samples, *shape[1:]]).astype(np.float32)
+        yield asked.pair[0].stem, x, {asked.pair[1].stem: (asked.pair[0], asked.pair[1])}
+        return
+    own = [
+        (m, *own_pictures(m, p, asked.preprocessing[i] if i < len(asked.preprocessing) else {}, asked.samples))
+        for i, (m, p) in enumerate(zip(asked.model, asked.pictures, strict=True))
+    ]
+    for model, x, calibration in own or [(MODEL, pictures(asked.samples, seed=1), pictures(64, seed=3))]:
+        name = onnx.load(model, load_external_data=False).graph.input[0].name
+        with tempfile.TemporaryDirectory() as folder:
+            yield (
+                model.stem,
+                x,
+                {
+                    f: (model, quantised(model, Path(folder) / f"{f}.onnx", f, calibration, name))
+                    for f in asked.forms.split(",")
+                },
+            )
+
+
+def page(table: str, asked: argparse.Namespace) -> str:
+    """The table with where it comes from."""
+    versions = ", ".join(
+        f"{p} {importlib.metadata.version(p)}" for p in ("onnx-explain", "onnxruntime", "onnx", "numpy")
+    )
+    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()  # noqa: UP017
+    settings = "; ".join(json.dumps(p) for p in asked.preprocessing)
+    return f"""# Int8 and half-precision models against their own float32 model
+
+* command: `python tools/compare_precision.py --out PAGE`, with `--model`, `--pictures` and `--preprocessing` for the networks that are
+  not bundled; they and their pictures are not part of this project{f". Preprocessing: `{settings}`" if settings else ""}
+* date: {date}; versions: {versions}, python {platform.python_version()}; {os.cpu_count()} cores
+
+Each file is made from the float32 model by ONNX Runtime's own quantiser (64 calibration pictures for the bundled network, {asked.samples}
+for others) and explained straight through on {asked.samples} other pictures, for the float32 model's class. *Spearman*: rank correlation
+of the two heat maps (0 where one is all zeros: the class may be dead in the int8 file); *overlap*: share of the 10 % most relevant pixels that both have; means over the pictures.
+
+{table}"""
 
 
 if __name__ == "__main__":
