@@ -18,11 +18,11 @@ from onnx import helper, numpy_helper, parser
 
 from onnx_explain import METHODS, Explainer
 from onnx_explain.backends.onnx import Session, lower
+from onnx_explain.embedded import embeddings
 from onnx_explain.errors import MethodError
 from onnx_explain.ir.canonicalize import canonicalize
 from onnx_explain.ir.model import load
 from onnx_explain.methods import ALIASES, resolve
-from onnx_explain.embedded import embeddings
 from onnx_explain.relevance import Options, build
 
 Array = npt.NDArray[Any]
