@@ -20,6 +20,10 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_pad import Pad_18
 from onnx.reference.ops.op_resize import Resize as OnnxResize
 
+# what picks, places and reads between pixels: compared with ONNX Runtime case by case, as everything here
+from onnx_explain.backends.reference import GatherElements, Scatter, ScatterElements, ScatterND
+from onnx_explain.backends.sampling import AffineGrid, GridSample, RoiAlign
+
 Array = npt.NDArray[Any]
 Rule = Callable[..., Array]
 
@@ -316,9 +320,18 @@ class Pad(Pad_18):
         return super()._run(x, np.maximum(pads, 0), *rest, **said)  # type: ignore[no-untyped-call]
 
 
+class OldRoiAlign(RoiAlign):
+    """Before opset 16 regions were not moved by half a pixel."""
+
+    def _run(self, *operands: Array, **said: Any) -> tuple[Array, ...]:
+        return super()._run(*operands, **{**said, "coordinate_transformation_mode": "output_half_pixel"})
+
+
+OldRoiAlign.__name__ = "RoiAlign"
 REPLACED: tuple[type[OpRun], ...] = (
     BatchNormalization, ConvTranspose, Erf, Gelu, GlobalMaxPool, LogSoftmax, LRN, MaxPool, Mean,
-    MeanVarianceNormalization, Pad, Resize, Softmax, Upsample,
+    MeanVarianceNormalization, Pad, Resize, Softmax, Upsample, AffineGrid, GatherElements, GridSample, RoiAlign, Scatter,
+    ScatterElements, ScatterND,
 )  # fmt: skip
 
 
@@ -327,6 +340,8 @@ def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     # Pad took its amounts as an attribute before opset 11; onnx's version of that one is right.
     replaced = [op for op in REPLACED if op.__name__ != "Pad" or opset >= 11]
+    if opset < 16:
+        replaced = [OldRoiAlign if op is RoiAlign else op for op in replaced]
     return ReferenceEvaluator(model, new_ops=replaced)
 
 

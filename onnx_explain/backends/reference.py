@@ -1,7 +1,8 @@
 """The float64 backend: ONNX's own evaluator, with the operators replaced that it gets wrong, rounds, or is slow in.
 
 Here live the runner and the replacements, each with the reason why it is there; those with windows are in `windows.py`,
-Resize in `interpolation.py`. Models are widened in `ir/widen.py`; they are canonical: opset 18 or later.
+Resize in `interpolation.py`, what reads between pixels in `sampling.py`.
+Models are widened in `ir/widen.py`; they are canonical: opset 18 or later.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from onnx.reference.op_run import OpRun
 
 from onnx_explain.backends.interpolation import Resize
 from onnx_explain.backends.onnx import Arrays
+from onnx_explain.backends.sampling import AffineGrid, GridSample, RoiAlign
 from onnx_explain.backends.windows import AveragePool, Conv, ConvTranspose, GlobalMaxPool, LpPool, MaxPool, padded
 
 Array = npt.NDArray[Any]
@@ -159,20 +161,39 @@ def _scattered(data: Array, places: tuple[Array, ...], updates: Array, reduction
 class ScatterElements(OpRun):
     """ONNX's runs element by element; the adjoint of Gather is one over the whole tensor."""
 
-    def _run(self, data: Array, indices: Array, updates: Array, *, axis: int, reduction: str) -> tuple[Array, ...]:
+    def _run(
+        self, data: Array, indices: Array, updates: Array, *, axis: int, reduction: str = "none"
+    ) -> tuple[Array, ...]:
         places: list[Array] = list(np.indices(indices.shape, sparse=True))
         places[axis] = indices
         return (_scattered(data, tuple(places), updates, reduction),)
 
 
+class Scatter(ScatterElements):
+    """ONNX's evaluator has forgotten it."""
+
+    def _run(self, data: Array, indices: Array, updates: Array, *, axis: int) -> tuple[Array, ...]:  # type: ignore[override]
+        return super()._run(data, indices, updates, axis=axis, reduction="none")
+
+
+class GatherElements(OpRun):
+    """ONNX's wants as many indices as the data have entries along every other axis."""
+
+    def _run(self, data: Array, indices: Array, *, axis: int) -> tuple[Array, ...]:
+        places: list[Array] = list(np.indices(indices.shape, sparse=True))
+        places[axis] = indices
+        return (data[tuple(places)],)
+
+
 class ScatterND(OpRun):
     """ONNX's runs index by index."""
 
-    def _run(self, data: Array, indices: Array, updates: Array, *, reduction: str) -> tuple[Array, ...]:
+    def _run(self, data: Array, indices: Array, updates: Array, *, reduction: str = "none") -> tuple[Array, ...]:
         return (_scattered(data, tuple(np.moveaxis(indices, -1, 0)), updates, reduction),)
 
 
 REPLACED: tuple[type[OpRun], ...] = (
-    AveragePool, BatchNormalization, Conv, ConvTranspose, Erf, Gelu, GlobalMaxPool, GroupNormalization, HardSwish,
-    LogSoftmax, LpPool, LRN, MaxPool, Mean, MeanVarianceNormalization, Pad, Resize, ScatterElements, ScatterND,
+    AffineGrid, AveragePool, BatchNormalization, Conv, ConvTranspose, Erf, GatherElements, Gelu, GlobalMaxPool, GridSample,
+    GroupNormalization, HardSwish, LogSoftmax, LpPool, LRN, MaxPool, Mean, MeanVarianceNormalization, Pad, Resize, RoiAlign,
+    Scatter, ScatterElements, ScatterND,
 )  # fmt: skip

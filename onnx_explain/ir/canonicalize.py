@@ -24,6 +24,7 @@ from onnx_explain.ir.emit import set_dtype
 from onnx_explain.ir.halves import in_single
 from onnx_explain.ir.model import first_line
 from onnx_explain.ir.recognise import recognise
+from onnx_explain.ir.scattered import take_scatters_apart
 from onnx_explain.ir.unfuse import unfuse
 
 OPSET = 18  # the lowest opset with axes as inputs, Split's num_outputs and ScatterElements' additions
@@ -54,7 +55,7 @@ def canonicalize(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     joins = lay_apart(model)
     _infer(model)
     _refuse_giants(model)
-    return recognise(join(model, joins))
+    return recognise(take_scatters_apart(join(model, joins)))
 
 
 def _refuse_giants(model: ir.Model) -> None:
@@ -121,6 +122,8 @@ def _convert(model: ir.Model) -> None:
                 f"{foreign.domain!r} has no room here, nor a version to bring it to; export the model with standard ONNX operators."
             )
         raise ModelError(f"The model's opset {version} cannot be brought to {OPSET}; export it with opset 13 or later.")
+    if version < 16:
+        _restore_whole_pixels(model)
     if version <= 10:
         _restore_asymmetric(model)
         _retype_bounds(model, clipped)
@@ -164,6 +167,15 @@ def _restore_asymmetric(model: ir.Model) -> None:
                 "coordinate_transformation_mode", "asymmetric"
             )
             node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "floor")
+
+
+def _restore_whole_pixels(model: ir.Model) -> None:
+    """RoiAlign before opset 16 does not move regions by half a pixel; the converter leaves it to the newer default."""
+    for node in model.graph:
+        if node.op_type == "RoiAlign":
+            node.attributes["coordinate_transformation_mode"] = ir.AttrString(
+                "coordinate_transformation_mode", "output_half_pixel"
+            )
 
 
 def _name(model: ir.Model) -> None:

@@ -1,6 +1,20 @@
 """What each operator is: one room per operator, filed under one of eight roles. Importing this package fills `ROOMS`."""
 
-from onnx_explain.operators import arithmetic, conv, matmul, normalize, pointwise, pool, quantise, rearrange, resize
+from onnx_explain.operators import (
+    arithmetic,
+    conv,
+    grid,
+    matmul,
+    normalize,
+    order,
+    pointwise,
+    pool,
+    quantise,
+    rearrange,
+    regions,
+    resize,
+    scatter,
+)
 from onnx_explain.operators.roles import ROOMS, NoRelevance, find, room
 
 NO_RELEVANCE = (
@@ -19,11 +33,15 @@ __all__ = [
     "arithmetic",
     "conv",
     "find",
+    "grid",
     "matmul",
     "normalize",
+    "order",
     "pointwise",
     "pool",
     "quantise",
     "rearrange",
+    "regions",
     "resize",
+    "scatter",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_explain.errors import ModelError, UnsupportedOperator
+from onnx_explain.errors import ModelError
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.operators.roles import NoRelevance, Rearrangement, Role, reduce_like, room, zeros_like
@@ -318,10 +318,27 @@ def gather_elements(node: Operation) -> Rearrangement:
 
 @room("GatherND", sign="inherits")
 def gather_nd(node: Operation) -> Rearrangement:
-    """Slices picked by index tuples (batch_dims = 0)."""
-    if node.integer("batch_dims", 0):
-        raise UnsupportedOperator(f"{node.where}: batch_dims > 0 has no room; export the pick as Gather.")
-    return _single(lambda op, r: op.ScatterND(zeros_like(op, node.x), node.input(1), r, reduction="add"), node)
+    """Slices picked by index tuples, behind `batch_dims` axes that both operands share."""
+    shared = node.integer("batch_dims", 0)
+
+    def undo(op: Emitter, r: Value) -> Value:
+        if not shared:
+            return op.ScatterND(zeros_like(op, node.x), node.input(1), r, reduction="add")
+        # the shared axes as one, whose number joins the tuples
+        x, indices = (_joined(op, v, shared) for v in (zeros_like(op, node.x), node.input(1)))
+        zero, one = (op.constant(v, dtype=np.int64) for v in (0, 1))
+        count = op.Squeeze(op.Shape(indices, start=0, end=1), op.ints(0))
+        own = op.Reshape(op.Range(zero, count, one), op.ints(-1, *[1] * (rank(node.input(1)) - shared)))
+        each = op.Expand(own, op.Concat(op.Shape(indices, start=0, end=-1), op.ints(1), axis=0))
+        tuples = op.Concat(each, op.Cast(indices, to=7), axis=-1)
+        return op.reshape_like(op.ScatterND(x, tuples, _joined(op, r, shared), reduction="add"), node.x)
+
+    return _single(undo, node)
+
+
+def _joined(op: Emitter, value: Value, count: int) -> Value:
+    """The first `count` axes as one."""
+    return op.Reshape(value, op.Concat(op.ints(-1), op.Shape(value, start=count), axis=0)) if count > 1 else value
 
 
 @room("DepthToSpace", sign="inherits")

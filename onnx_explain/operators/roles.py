@@ -169,12 +169,13 @@ def room(
     head: bool = False,
     keeps_order: bool = False,
     inert: bool = False,
+    replace: bool = False,
 ) -> Callable[[Callable[[Operation], Role]], Callable[[Operation], Role]]:
-    """Register the room of one or more operators."""
+    """Register the room of one or more operators; `replace`: in the place of the one there is."""
 
     def register(function: Callable[[Operation], Role]) -> Callable[[Operation], Role]:
         for op_type in op_types:
-            if (domain, op_type) in ROOMS:
+            if (domain, op_type) in ROOMS and not replace:
                 raise ValueError(f"operator {domain}.{op_type} has two rooms")
             ROOMS[domain, op_type] = Room(function, sign, head, keeps_order, inert)
         return function
