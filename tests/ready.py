@@ -9,8 +9,9 @@ import numpy as np
 from onnx_explain import METHODS, fit_patterns
 
 FEW = {"steps": 5, "samples": 3, "masks": 24}
-CONVERTIBLE = [name for name, m in METHODS.items() if m.family != "perturbation"]  # the others are not one graph
-FREE = [name for name, m in METHODS.items() if not {"patterns", "baselines"} & set(m.options)]  # need nothing handed
+ANYWHERE = [name for name, m in METHODS.items() if m.family != "attention"]  # the others ask for self-attention
+CONVERTIBLE = [name for name in ANYWHERE if METHODS[name].family != "perturbation"]  # the others are not one graph
+FREE = [name for name in ANYWHERE if not {"patterns", "baselines"} & set(METHODS[name].options)]  # need nothing handed
 
 
 def ready(method: str, model: Any, x: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper, version_converter
-from ready import ready
+from ready import ANYWHERE, ready
 from test_convert import Array, drawn, model, residual_cnn
 
 from onnx_explain import METHODS, Explainer, Explanation, Selector, lrp_composite
@@ -403,7 +403,7 @@ def difference(pair: Pair, method: str, **options: Any) -> tuple[float, Explanat
 
 
 @pytest.mark.parametrize("label", PAIRS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANYWHERE)
 def test_one_function_has_one_explanation(method: str, label: str) -> None:
     if method in EXCEPTED.get(label, ()):
         pytest.skip(WHY[label])
@@ -444,7 +444,7 @@ def test_the_explained_tensor_is_named() -> None:
 # ------------------------------------------------------------------------------------------- batches
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANYWHERE)
 def test_a_sample_is_explained_alike_alone_and_in_company(method: str) -> None:
     x = drawn(8, 3, 16, 16, seed=21)
     explainer = Explainer(residual_cnn(), method, threads=1, **ready(method, residual_cnn(), x))
@@ -494,7 +494,7 @@ OPSETS = (9, 10, 11, 13, 16, 17, 18, 20, 21)
 
 
 @pytest.mark.parametrize("opset", OPSETS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANYWHERE)
 def test_every_operator_set_says_the_same(method: str, opset: int) -> None:
     pair = Pair(lambda: squeezed(18), lambda: squeezed(opset), SHAPE)
     gap, _, other = difference(pair, method)
@@ -519,7 +519,7 @@ def test_a_file_brought_up_by_onnx_itself_says_the_same(opset: int) -> None:
 # ------------------------------------------------------------------------------------------- the peers' network
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANYWHERE)
 def test_the_folded_golden_network_says_the_same(method: str) -> None:
     if not (SHARED / "bnnet.onnx").exists():
         pytest.skip("../shared/golden/classic is not here")

@@ -54,6 +54,8 @@ OPTIONS = {
     "variant": "RAP, RSP: `general`, for inputs of any sign and nothing dropped at zeros, or `published`, what the authors' release "
     "executes. Guided non-linearity, at max-pools whose windows overlap: rectify each `path`, each pooled `input`, or as the `authors` do",
     "layer": "the inner tensor to look at; by default the last one with positions, found by structure and named in the result",
+    "residual": "the share of itself that every token keeps in a layer",
+    "heads": "how a layer's heads become one map: their `mean`, `max` or `min`",
     "relu": "keep only what speaks for the class in the map",
     "hostile": "classes that speak against the target: `none`, indices (`3,7`), or the highest others (`top-3`)",
     "purge": "drop what conflicts with the sign of its position's sum",
@@ -316,7 +318,9 @@ def composites() -> Iterator[tuple[Method, Composite]]:
             procedure = m.procedure({})
         except MethodError:  # it needs fitted patterns
             continue
-        if isinstance(procedure, Composite) and not (procedure.turn is not None and procedure.turn.spread is not None):
+        if not isinstance(procedure, Composite) or procedure.rollout is not None:
+            continue
+        if procedure.turn is None or procedure.turn.spread is None:
             yield m, procedure
 
 

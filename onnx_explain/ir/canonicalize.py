@@ -388,8 +388,8 @@ def _evaluate(node: ir.Node, known: Mapping[str, npt.NDArray[Any]]) -> list[npt.
     if not _small(node, feeds):
         return None
     try:
-        proto = ir.to_proto(node)
-        results = ReferenceEvaluator(proto, opsets={"": _opset(node)}).run(None, feeds)
+        with np.errstate(all="ignore"):
+            results = ReferenceEvaluator(ir.to_proto(node), opsets={"": _opset(node)}).run(None, feeds)
     except Exception:
         return None  # not every operator has an evaluator: the node then stays an expression
     arrays = [np.asarray(r) for r in results]

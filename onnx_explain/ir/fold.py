@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
@@ -58,3 +59,18 @@ def _constants_alone(model: ir.Model, nodes: Sequence[ir.Node], wanted: Sequence
             proto.graph.initializer.append(tensor)
     proto.graph.output.extend(onnx.ValueInfoProto(name=v.name or "") for v in wanted)
     return bytes(proto.SerializeToString())
+
+
+def result_of(node: ir.Node, operands: Sequence[npt.NDArray[Any] | None]) -> list[npt.NDArray[Any]] | None:
+    """One node's outputs by ONNX's own evaluator for the given operands, whatever their dtype; None where it fails."""
+    from onnx.reference import ReferenceEvaluator
+
+    graph = node.graph
+    opset = graph.opset_imports.get("", 18) if isinstance(graph, ir.Graph) else 18
+    feeds = {v.name or "": a for v, a in zip(node.inputs, operands) if v is not None and a is not None}
+    try:
+        with np.errstate(all="ignore"):
+            results = ReferenceEvaluator(ir.to_proto(node), opsets={"": int(opset)}).run(None, feeds)
+        return [np.asarray(r) for r in results]
+    except Exception:
+        return None  # not every operator has an evaluator for every dtype

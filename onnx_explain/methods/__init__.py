@@ -1,6 +1,18 @@
 """Methods by name: which rule serves which node. Selectors and composites are data; the formulas live in `rules/`."""
 
-from onnx_explain.methods import attention, cam, deeplift, ensemble, gradient, lrp, pattern, perturbation, rap, rsp
+from onnx_explain.methods import (
+    attention,
+    cam,
+    deeplift,
+    ensemble,
+    gradient,
+    lrp,
+    pattern,
+    perturbation,
+    rap,
+    rollout,
+    rsp,
+)
 from onnx_explain.methods.lrp import DENSE, FIRST, FIRST_CONV, WEIGHTED, lrp_composite
 from onnx_explain.methods.registry import (
     ALIASES,
@@ -12,6 +24,7 @@ from onnx_explain.methods.registry import (
     Method,
     Procedure,
     Result,
+    Rollout,
     Seed,
     Selector,
     Turn,
@@ -34,6 +47,7 @@ __all__ = [
     "Method",
     "Procedure",
     "Result",
+    "Rollout",
     "Seed",
     "Selector",
     "Turn",
@@ -50,5 +64,6 @@ __all__ = [
     "rap",
     "register_method",
     "resolve",
+    "rollout",
     "rsp",
 ]

@@ -23,10 +23,11 @@ from onnx_explain.rules.share import Rule
 
 Seed = Literal["score", "one"]
 BatchNorm = Literal["fold", "epsilon", "pass"]
-Family = Literal["gradient", "relevance", "activation", "path", "perturbation"]
+Family = Literal["gradient", "relevance", "attention", "activation", "path", "perturbation"]
 FAMILIES: dict[Family, str] = {
     "gradient": "Gradient family",
     "relevance": "Relevance methods",
+    "attention": "Attention maps",
     "activation": "Class activation maps",
     "path": "Path and sampling methods",
     "perturbation": "Perturbation methods",
@@ -104,14 +105,26 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Rollout:
+    """Relevance by the attention maps alone, from the last layer down to the first.
+
+    `step(op, row, attention, gradient)`: the tokens' relevance [N, 1, T] below a layer, from that above it, the layer's map
+    [N, heads, T, T] and, where `gradients` asks for it, the score's gradient by the map (else None).
+    """
+
+    step: Callable[[Emitter, Value, Value, Value | None], Value]
+    gradients: bool = False
+
+
+@dataclass(frozen=True)
 class Composite:
     """A method as data: the first assignment that matches a node is its rule.
 
     `batch_norm`: fold BatchNormalization into the linear operator before it where that is exact, treat it by its own
     ε-rule, or see through it. `first_propagation`: relevance starts at the last weighted operator, which is handed the
     score's gradient. `result`: what is made of what arrives at the input. `positive_seed`: a negative score starts nothing.
-    `turn`: relevance starts at an inner tensor. `baseline`: the forward pass runs for this reference input too, and rules
-    may ask for any value's reference.
+    `turn`: relevance starts at an inner tensor. `rollout`: attention maps say all of it. `baseline`: the forward pass runs
+    for this reference input too, and rules may ask for any value's reference.
     """
 
     assignments: tuple[Assignment, ...]
@@ -120,6 +133,7 @@ class Composite:
     result: Result = "as-is"
     positive_seed: bool = False
     turn: Turn | None = None
+    rollout: Rollout | None = None
     baseline: Baseline | None = None
 
     def rule(self, node: Operation, role: Role, *, first: bool, last: bool) -> Assignment:

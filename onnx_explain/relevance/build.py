@@ -17,7 +17,7 @@ from onnx_explain.errors import InputError, MethodError, TargetError, Unsupporte
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.splice import Twin
 from onnx_explain.ir.view import Operation, Value, dims, rank, shape_text
-from onnx_explain.methods import Assignment, Composite, Selector, Turned
+from onnx_explain.methods import Assignment, Composite, Rollout, Selector, Turned
 from onnx_explain.operators.roles import zeros_like
 from onnx_explain.path import (
     activity,
@@ -29,11 +29,13 @@ from onnx_explain.path import (
     tensors,
     wrt_tensors,
 )
+from onnx_explain.relevance import rollout as attention
 from onnx_explain.relevance.chain import Chain, Link, positions, role_of
 from onnx_explain.relevance.graph import Options, RelevanceGraph, Request, Row, verify
 from onnx_explain.relevance.seed import Start, Targets, samples, score_of, start
 from onnx_explain.relevance.walk import Setting, Walk, assignment
 from onnx_explain.rules import gradient
+from onnx_explain.rules import rollout as rollout_rules
 
 _GRADIENT = Composite((Assignment(Selector(), gradient.adjoint, "gradient"),))
 
@@ -167,6 +169,8 @@ class _Half:
             layer = self._layer()
             walk, relevance, seeded = self._turned(begun, layer, by_sample)
             reports["seeded"] = seeded
+        elif self.composite.rollout is not None:
+            walk, relevance, reports["seeded"] = self._rolled(begun, self.composite.rollout)
         else:
             walk = self._walk([y], begun, twin)
             self._seeded(walk, begun)
@@ -303,7 +307,7 @@ class _Half:
             raise ValueError("a composite without a turn")
         indices = begun.hostile(op, turn.hostile, self._classes(by_sample))
         with op.serving(f"{layer.name}"):
-            gradients = [self._gradient(begun, layer, None), *(self._gradient(begun, layer, i) for i in indices)]
+            gradients = [self._gradients(begun, [layer], i)[0] for i in (None, *indices)]
             other = [op.Cast(op.Not(op.Equal(i, begun.index)), to=int(layer.dtype or 1)) for i in indices]
             turned = Turned(layer, gradients[0], tuple(gradients[1:]), tuple(other))
             r = op.typed(turn.combine(op, turned), layer)
@@ -338,19 +342,49 @@ class _Half:
         """A walk of no steps: relevance stays where it enters."""
         return Walk(self.op, self.composite, [], self._setting(begun, {id(layer)}, None))
 
-    def _gradient(self, begun: Start, layer: Value, index: Value | None) -> Value:
-        """The gradient of one element's score by the layer."""
+    def _gradients(self, begun: Start, layers: Sequence[Value], index: Value | None = None) -> list[Value]:
+        """The gradients of one element's score by the layers."""
         op, y = self.op, self.target
-        active, live = activity(self.model, [layer.name or ""])
-        links = Chain(self.model, op, _GRADIENT, self.method).links([y], active, live)
-        if not links and layer is not y:
+        active, live = activity(self.model, [v.name or "" for v in layers])
+        links = Chain(self.model, op, _GRADIENT, self.method, layers).links([y], active, live)
+        if not links and all(v is not y for v in layers):
             raise TargetError(
-                f"The explained tensor {y.name!r} does not depend on the layer {layer.name!r}; name another layer."
+                f"The explained tensor {y.name!r} does not depend on the layer {layers[0].name!r}; name another layer."
             )
         walk = Walk(op, _GRADIENT, links, replace(self._setting(begun, live, None), accounting=False))
         walk.start(y, op.reshape_like(begun.one_hot(op, index), y))
         walk.run()
-        return walk.finished(layer)
+        return [walk.finished(v) for v in layers]
+
+    # -- methods that read attention maps
+
+    def _rolled(self, begun: Start, rollout: Rollout) -> tuple[Walk, dict[str, Value], Value]:
+        """The tokens' relevance down through all attention maps, over the inputs, and its sum [N]."""
+        op, source = self.op, self.sources[0]
+        if self.at is not None:
+            raise MethodError(
+                f"Method {self.method!r} says how much each token of the input counts, and nothing of {self.options.at!r}; "
+                "leave `at` out."
+            )
+        found = attention.layers(self.model, self.target, self.wrt, self.method)
+        with op.serving("rollout"):
+            (top,) = self._gradients(begun, [found[-1].y])
+            r = rollout_rules.read_by(op, attention.heads_of(op, top, source))
+            explained = op.Cast(op.GreaterOrEqual(begun.index, op.ints(0)), to=int(top.dtype or 1))
+            r = op.Mul(r, op.Reshape(explained, op.ints(-1, 1, 1)))
+            maps = [layer.attention for layer in found]
+            by_map = self._gradients(begun, maps) if rollout.gradients else [None] * len(maps)
+            for a, g in zip(reversed(maps), reversed(by_map)):
+                weights = None if g is None else attention.heads_of(op, g, source)
+                r = rollout.step(op, r, attention.heads_of(op, a, source), weights)
+            r = op.Squeeze(r, op.ints(1))
+            r.shape = ir.Shape([source.shape[0] if source.shape else None, found[0].tokens])
+            walk = self._standing(begun, found[0].y)
+            inputs = dict(zip(self.wrt, self.sources))
+            known = {n: attention.tokens(self.model, found, n, v, self.method) for n, v in inputs.items()}
+            relevance, lost = attention.laid(op, r, known, inputs)
+            walk.absorbed.extend(lost if self.options.accounting else [])
+            return walk, relevance, walk.per_sample(r)
 
     def _values(self, relevance: Mapping[str, Value]) -> dict[str, str]:
         """Outputs that hold what the relevance is of, where that is no input of the model."""

@@ -122,18 +122,18 @@ def spread(*, relu: bool) -> Callable[[Emitter, Value, Value], Value]:
         sizes = spatial(r, 1)
         grid = [isqrt(sizes[0] - classes)] * 2 if tokens else [sizes[p - 1] for p in positions]
         m = op.Reshape(positive(op, m) if relu else m, op.ints(0, 1, *grid))
-        return _over(op, m, x, len(grid))
+        return over(op, m, x, len(grid))
 
     return lay
 
 
-def _over(op: Emitter, m: Value, x: Value, count: int) -> Value:
-    """A map [N, 1, *grid] over an input of any layout."""
+def over(op: Emitter, m: Value, x: Value, count: int, *, cells: int | None = None) -> Value:
+    """A map [N, 1, *grid] over an input of any layout; `cells`: how many the map has, where its sum is to be kept."""
     axes = position_axes(x, count)
     if axes is None:
         inner = _reshaped(x, count)
         if inner is not None:
-            return op.reshape_like(_over(op, m, inner, count), x)
+            return op.reshape_like(over(op, m, inner, count, cells=cells), x)
         if any(position_axes(v, count) for v in _inputs(x) if v is not x):
             return zeros_like(op, x)
         raise MethodError(
@@ -149,7 +149,8 @@ def _over(op: Emitter, m: Value, x: Value, count: int) -> Value:
     others = [a for a in range(1, rank(x)) if a not in axes]
     # [N, 1, positions in their order] to the input's axes
     shape = [0] + [1 if a in others else (sizes[a] or 1) for a in range(1, rank(x))]
-    even = op.Div(full, float(prod(sizes[a] or 1 for a in others)))
+    wide_by = 1.0 if cells is None else prod(s or 1 for s in known) / cells
+    even = op.Div(full, float(prod(sizes[a] or 1 for a in others)) * wide_by)
     laid = op.Reshape(_ordered(op, even, axes), op.ints(*shape))
     return op.typed(op.Expand(laid, op.shape_of(x)), x)
 
