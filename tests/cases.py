@@ -906,6 +906,11 @@ def shape_arithmetic() -> Iterator[Case]:
         {"z": ints(0), "o": ints(1), "g": ints(2, 2, 2, 3), "h": ints(4, 2, 3)}, **options,
     )  # fmt: skip
     yield from cases(
+        "shape-as-strided", "f = Reshape(x, m); n = Size(x); c = Range(z, n, o); i = Reshape(c, k); y = Gather<axis=0>(f, i)",
+        {"x": signed(2, 6, declared=("N", 6))}, {"m": ints(-1), "z": int0(0), "o": int0(1), "k": ints(-1, 3, 2)},
+        declared=("N", 3, 2), **options,
+    )  # fmt: skip
+    yield from cases(
         "shape-start-end", "n = Shape<start=0,end=1>(x); k = Concat<axis=0>(n, r); y = Reshape(x, k)",
         image, {"r": ints(-1)}, **options,
     )  # fmt: skip

@@ -288,8 +288,19 @@ def gather(node: Operation) -> Rearrangement:
 
     def undo(op: Emitter, r: Value) -> Value:
         picks = indices.const_value
-        shape = [*dims(node.x)[:axis], math.prod(d or 0 for d in dims(indices)), *dims(node.x)[axis + 1 :]]
-        flat = op.Reshape(r, op.ints(*(-1 if d is None else d for d in shape))) if rank(indices) != 1 else r
+        sizes = dims(indices)
+        count = None if None in sizes else math.prod(d or 0 for d in sizes)
+        shape = [*dims(node.x)[:axis], count, *dims(node.x)[axis + 1 :]]
+        flat = r
+        if rank(indices) != 1:
+            before, after = op.Shape(r, start=0, end=axis), op.Shape(r, start=axis + rank(indices))
+            known = shape.count(None) < 2
+            flat = op.Reshape(
+                r,
+                op.ints(*(-1 if d is None else d for d in shape))
+                if known
+                else op.Concat(before, op.ints(-1), after, axis=0),
+            )
         flat.shape = ir.Shape(shape)
         if picks is not None and size is not None:
             sources = np.asarray(picks.numpy()).reshape(-1).astype(np.int64) % size
