@@ -922,6 +922,13 @@ def shape_arithmetic() -> Iterator[Case]:
         image, {"two": ints(2), "four": ints(4), "nil": ints(0), "scale": float32s(1.7, 2.0)}, **options,
     )  # fmt: skip
     yield from cases(
+        "shape-as-strided", "n = Shape<start=0,end=1>(x); c = Squeeze(n); r = Range(zero, c, one); m = Mul(r, four);"
+        " u = Unsqueeze(m, ax); i = Add(u, from); f = Reshape(x, minus); y = Gather(f, i)",
+        {"x": signed(3, 2, 2, declared=("N", 2, 2))}, zero | minus
+        | {"one": int0(1), "four": int0(4), "ax": ints(1, 2), "from": np.array([[[0, 2], [1, 3], [2, 2]]])},
+        declared=("N", 3, 2), **options,
+    )  # fmt: skip
+    yield from cases(
         "shape-halve", "s = Shape(x); h = Gather(s, two); d = Div(h, half); u = Unsqueeze(d, a);"
         " y = Slice(x, nil, u, ax)", image,
         {"two": int0(2), "half": int0(2), "a": ints(0), "nil": ints(0), "ax": ints(2)}, **options,

@@ -60,8 +60,12 @@ def _draw(module: torch.nn.Module, name: str, p: torch.Tensor) -> None:
         return
     normalises = "Norm" in type(module).__name__
     if normalises and name == "weight":
-        p.uniform_(0.5, 1.5)
-    elif normalises or name == "bias":
+        p.uniform_(
+            0.4, 1.0
+        )  # with biases as large as these, small changes shrink on their way: gradients stay comparable
+    elif normalises:
+        p.normal_(0.0, 0.5)
+    elif name == "bias":
         p.normal_(0.0, 0.1)
     elif name == "layer_scale" or (p.numel() and float(p.abs().max()) < 1e-4 and float(p.abs().max()) > 0.0):
         p.uniform_(0.1, 0.5)
@@ -73,29 +77,27 @@ def _draw(module: torch.nn.Module, name: str, p: torch.Tensor) -> None:
 
 
 def _calibrate(case: Case) -> None:
-    """Statistics of BatchNormalization from one pass over the inputs, then moved at random."""
+    """Statistics of BatchNormalization near those of the layer's own input, layer by layer in one pass of evaluation."""
     norms = [m for m in case.module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    if not norms:
-        return
-    momenta = [m.momentum for m in norms]
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
-    # two samples of one pixel have a meaningless variance: several samples around the inputs
+    handles = [m.register_forward_pre_hook(_statistics) for m in norms if m.running_var is not None]
     inputs = [_several(x) if n in case.batched else x for n, x in case.inputs.items()]
-    with contextlib.suppress(ValueError):
+    if handles:
         case.module(*inputs)
-    for norm, momentum in zip(norms, momenta):
-        norm.eval()
-        norm.momentum = momentum
-        if norm.running_var is not None:
-            spread = norm.running_var.clamp(min=1e-3).sqrt()
-            norm.running_mean += spread * torch.empty_like(spread).uniform_(-0.2, 0.2)
-            norm.running_var.clamp_(min=1e-3).mul_(torch.empty_like(spread).uniform_(0.7, 1.4))
+    for handle in handles:
+        handle.remove()
+
+
+def _statistics(norm: Any, inputs: tuple[torch.Tensor]) -> None:
+    x = inputs[0]
+    axes = [0, *range(2, x.ndim)]
+    spread = x.var(axes, unbiased=False).clamp(min=1e-3)
+    norm.running_mean.copy_(x.mean(axes) + spread.sqrt() * torch.empty_like(spread).uniform_(-0.2, 0.2))
+    norm.running_var.copy_(spread * torch.empty_like(spread).uniform_(0.7, 1.4))
 
 
 def _several(x: torch.Tensor) -> torch.Tensor:
-    return torch.rand((8, *x.shape[1:])) if x.is_floating_point() else x
+    """The inputs among others like them: few samples alone have a variance that says little."""
+    return torch.cat([x, zoo_sources.picture(14, *x.shape[1:])]) if x.is_floating_point() and x.ndim > 2 else x
 
 
 # ---------------------------------------------------------------------------------------------------------------- truth

@@ -50,6 +50,21 @@ class Architecture:
         return f"{self.source}-{self.task}-{self.name}"
 
 
+def picture(*shape: int) -> Any:
+    """Random pictures (or volumes) [N, C, *spatial] with content at every scale, mean 0 and variance 1.
+
+    Samples of plain noise look alike to a deep network, and a normalisation makes much of what little sets them apart.
+    """
+    import torch
+
+    spatial, mode = shape[2:], {1: "linear", 2: "bilinear", 3: "trilinear"}[len(shape) - 2]
+    total = torch.randn(shape) * 0.3
+    for cells in (1, 3, 8):
+        grid = torch.randn(*shape[:2], *(min(cells, d) for d in spatial))
+        total = total + torch.nn.functional.interpolate(grid, size=spatial, mode=mode)
+    return (total - total.mean()) / total.std()
+
+
 # ---------------------------------------------------------------------------------------------------------- torchvision
 
 # families that share a module of torchvision's with others; a name belongs to the longest prefix that fits
@@ -128,12 +143,11 @@ def torchvision_classification(whole: bool) -> list[Architecture]:
 
 
 def _classifier(name: str, family: str) -> Case:
-    import torch
     from torchvision import models
 
     size = SIZES.get(family, SMALLEST)
     module = models.get_model(name, weights=None, **BUILD.get(family, {})).eval()
-    return Case(module, {"input": torch.rand(2, 3, size, size)})
+    return Case(module, {"input": picture(2, 3, size, size)})
 
 
 def torchvision_segmentation(whole: bool) -> list[Architecture]:
@@ -162,12 +176,185 @@ def _segmenter(name: str) -> Case:
         def forward(self, x: Any) -> Any:
             return self.model(x)["out"]
 
-    return Case(Logits().eval(), {"input": torch.rand(2, 3, SMALLEST, SMALLEST)})
+    return Case(Logits().eval(), {"input": picture(2, 3, SMALLEST, SMALLEST)})
+
+
+def torchvision_detection(whole: bool) -> list[Architecture]:
+    """The detectors of torchvision: the best score is explained, through suppression and all."""
+    from torchvision import models
+
+    names = models.list_models(module=models.detection)
+    chosen = [(_stem(n), n) for n in names] if whole else list(smallest(names, _stem))
+    return [Architecture("torchvision", f, n, "detection", partial(_detector, n)) for f, n in chosen]
+
+
+def _stem(name: str) -> str:
+    return name.partition("_")[0].rstrip("0123456789")
+
+
+FEW_BOXES = {
+    "faster": {"rpn_post_nms_top_n_test": 40, "rpn_pre_nms_top_n_test": 80, "box_detections_per_img": 8},
+    "mask": {"rpn_post_nms_top_n_test": 40, "rpn_pre_nms_top_n_test": 80, "box_detections_per_img": 8},
+    "keypoint": {"rpn_post_nms_top_n_test": 40, "rpn_pre_nms_top_n_test": 80, "box_detections_per_img": 8},
+    "retinanet": {"topk_candidates": 50, "detections_per_img": 8},
+    "fcos": {"topk_candidates": 50, "detections_per_img": 8},
+    "ssd": {"topk_candidates": 50, "detections_per_img": 8},
+}
+
+
+def _detector(name: str) -> Case:
+    import torch
+    from torchvision import models
+
+    options = next(o for f, o in FEW_BOXES.items() if name.startswith(f))
+    sized = {} if name.startswith("ssd") else {"min_size": 128, "max_size": 128}
+    model = models.get_model(name, **_unweighted(name), **options, **sized).eval()
+    size = model.transform.min_size[0] if name.startswith("ssd") else 128
+
+    class Found(torch.nn.Module):
+        """Scores, boxes and classes of one picture."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Any) -> Any:
+            found = self.model([x[0]])[0]
+            return found["scores"], found["boxes"], found["labels"]
+
+    outputs = ("scores", "boxes", "labels")
+    return Case(Found().eval(), {"input": picture(1, 3, size, size)}, outputs, batched=())
+
+
+CLIPS = {"s3d": (16, 224), "mvit": (16, 64), "swin3d": (8, 64)}
+
+
+def torchvision_video(whole: bool) -> list[Architecture]:
+    """The video classifiers of torchvision."""
+    from torchvision import models
+
+    names = models.list_models(module=models.video)
+    chosen = [(_stem(n), n) for n in names] if whole else list(smallest(names, _stem))
+    methods = {f: ATTENTION if f in TRANSFORMERS else CONVOLUTIONAL for f, _ in chosen}
+    return [Architecture("torchvision", f, n, "video", partial(_clip, n), methods[f]) for f, n in chosen]
+
+
+def _clip(name: str) -> Case:
+    from torchvision import models
+
+    frames, size = next((v for k, v in CLIPS.items() if name.startswith(k)), (4, 32))
+    options = {"spatial_size": (size, size), "temporal_size": frames} if name.startswith("mvit") else {}
+    module = models.get_model(name, weights=None, **options).eval()
+    return Case(module, {"input": picture(2, 3, frames, size, size)})
+
+
+def torchvision_flow(whole: bool) -> list[Architecture]:
+    """The optical-flow networks of torchvision, two refinements each."""
+    from torchvision import models
+
+    names = models.list_models(module=models.optical_flow)
+    chosen = [(_stem(n), n) for n in names] if whole else list(smallest(names, _stem))
+    return [Architecture("torchvision", f, n, "optical flow", partial(_flow, n)) for f, n in chosen]
+
+
+def _flow(name: str) -> Case:
+    import torch
+    from torchvision import models
+
+    class Last(torch.nn.Module):
+        """The last refinement of the flow."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = models.get_model(name, weights=None)
+
+        def forward(self, before: Any, after: Any) -> Any:
+            return self.model(before, after, num_flow_updates=2)[-1]
+
+    pictures = {"before": picture(1, 3, 128, 128), "after": picture(1, 3, 128, 128)}
+    return Case(Last().eval(), pictures, ("flow",), batched=())
+
+
+# ----------------------------------------------------------------------------------------------------------------- timm
+
+# one small member per family of timm's; those whose layers are torchvision's too are left to it
+TIMM = (
+    *("beit_base_patch16_224", "botnet26t_256", "cait_xxs24_224", "coat_tiny", "coatnet_nano_rw_224", "convit_tiny"),
+    *("convmixer_768_32", "convnextv2_atto", "crossvit_tiny_240", "cs3darknet_focus_s", "cspresnet50", "darknet53"),
+    *("davit_tiny", "deit3_small_patch16_224", "dla34", "dpn48b", "edgenext_xx_small", "efficientformer_l1"),
+    *("efficientvit_b0", "eva02_tiny_patch14_224", "fastvit_t8", "focalnet_tiny_srf", "gcresnet33ts", "gernet_s"),
+    *("ghostnet_050", "halonet26t", "hardcorenas_a", "hgnetv2_b0", "hrnet_w18_small", "inception_resnet_v2"),
+    *("inception_next_atto", "lambda_resnet26t", "levit_128s", "mixer_s32_224", "mixnet_s", "mobilenetv4_conv_small"),
+    *("mobileone_s0", "mobilevit_xxs", "mobilevitv2_050", "mvitv2_tiny", "nasnetalarge", "nest_tiny", "nf_resnet50"),
+    *("nextvit_small", "pit_ti_224", "poolformer_s12", "pvt_v2_b0", "regnetz_b16", "repvgg_a0", "repvit_m0_9"),
+    *(
+        "res2net50_26w_4s",
+        "resnest14d",
+        "resnetv2_50",
+        "rexnet_100",
+        "sequencer2d_s",
+        "selecsls42b",
+        "seresnext26d_32x4d",
+    ),
+    *("skresnet18", "tiny_vit_5m_224", "tinynet_e", "tnt_s_patch16_224", "tresnet_m", "twins_pcpvt_small", "vgg11"),
+    *("visformer_tiny", "volo_d1_224", "vovnet39a", "xception41", "xcit_nano_12_p16_224"),
+)
+ATTENDING = (
+    *("beit", "botnet", "cait", "coat", "convit", "crossvit", "davit", "deit", "edgenext", "efficientformer", "eva"),
+    *(
+        "levit",
+        "mobilevit",
+        "mvit",
+        "nest",
+        "nextvit",
+        "pit",
+        "pvt",
+        "tiny_vit",
+        "tnt",
+        "twins",
+        "visformer",
+        "volo",
+        "xcit",
+    ),
+)
+
+
+def timm_classification(whole: bool) -> list[Architecture]:
+    """Families of timm."""
+    import timm
+
+    known = set(timm.list_models())
+    return [
+        Architecture(
+            "timm",
+            name.partition("_")[0],
+            name,
+            "classification",
+            partial(_timm, name),
+            ATTENTION if name.startswith(ATTENDING) else CONVOLUTIONAL,
+        )
+        for name in TIMM
+        if name in known
+    ]
+
+
+def _timm(name: str) -> Case:
+    import timm
+
+    module = timm.create_model(name, pretrained=False, exportable=True).eval()
+    size = module.default_cfg["input_size"][1]
+    if not module.default_cfg.get("fixed_input_size") and size > 128:
+        size = 128
+    return Case(module, {"input": picture(2, 3, size, size)})
 
 
 SOURCES: dict[str, Callable[[bool], list[Architecture]]] = {
     "torchvision": torchvision_classification,
     "torchvision-segmentation": torchvision_segmentation,
+    "torchvision-detection": torchvision_detection,
+    "torchvision-video": torchvision_video,
+    "torchvision-flow": torchvision_flow,
+    "timm": timm_classification,
 }
 
 
