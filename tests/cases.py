@@ -29,6 +29,7 @@ from case import (
 )
 from case import moved as _moved
 from cases_indexed import indexed
+from cases_more import more
 from hypothesis import assume
 from hypothesis import strategies as st
 from onnx import TensorProto
@@ -1060,7 +1061,7 @@ def _table() -> tuple[Case, ...]:
     families = (
         convolutions, transposed_convolutions, dense_layers, max_pools, average_pools, normalizations, activations,
         arithmetic, contractions, selections, reductions, shapes, partitions, pads, resizes, shape_arithmetic, structures,
-        indexed,
+        indexed, more,
     )  # fmt: skip
     table = tuple(case for family in families for case in family())
     names = [case.name for case in table]

@@ -21,8 +21,10 @@ from onnx.reference.ops.op_pad import Pad_18
 from onnx.reference.ops.op_resize import Resize as OnnxResize
 
 # what picks, places and reads between pixels: compared with ONNX Runtime case by case, as everything here
-from onnx_explain.backends.reference import GatherElements, Scatter, ScatterElements, ScatterND
+from onnx_explain.backends.interpolation import Resize as ExactResize
+from onnx_explain.backends.reference import GatherElements, LpNormalization, ScatterElements, ScatterND
 from onnx_explain.backends.sampling import AffineGrid, GridSample, RoiAlign
+from onnx_explain.backends.windows import GlobalLpPool, LpPool
 
 Array = npt.NDArray[Any]
 Rule = Callable[..., Array]
@@ -297,13 +299,16 @@ class Upsample(OpRun):
 
 
 class Resize(OnnxResize):
-    """onnx's lacks opset 10: (x, scales), positions as Upsample's."""
+    """onnx's lacks opset 10: (x, scales), positions as Upsample's; it cuts out and filters in float32."""
 
     op_domain = ""
 
     def _run(self, *inputs: Any, **said: Any) -> Any:
         if self.run_params["opsets"][""] == 10:
             return (_upsampled(inputs[0], inputs[1], said["mode"]),)
+        if said.get("antialias") or said["coordinate_transformation_mode"] == "tf_crop_and_resize":
+            told = {"antialias": 0, "axes": None, "keep_aspect_ratio_policy": "stretch", **said}
+            return ExactResize._run(self, *inputs, **told)  # type: ignore[arg-type]
         return super()._run(*inputs, **said)
 
 
@@ -320,6 +325,10 @@ class Pad(Pad_18):
         return super()._run(x, np.maximum(pads, 0), *rest, **said)  # type: ignore[no-untyped-call]
 
 
+class Scatter(ScatterElements):
+    """onnx's has forgotten it."""
+
+
 class OldRoiAlign(RoiAlign):
     """Before opset 16 regions were not moved by half a pixel."""
 
@@ -331,7 +340,7 @@ OldRoiAlign.__name__ = "RoiAlign"
 REPLACED: tuple[type[OpRun], ...] = (
     BatchNormalization, ConvTranspose, Erf, Gelu, GlobalMaxPool, LogSoftmax, LRN, MaxPool, Mean,
     MeanVarianceNormalization, Pad, Resize, Softmax, Upsample, AffineGrid, GatherElements, GridSample, RoiAlign, Scatter,
-    ScatterElements, ScatterND,
+    ScatterElements, ScatterND, GlobalLpPool, LpNormalization, LpPool,
 )  # fmt: skip
 
 

@@ -38,9 +38,6 @@ ROUNDING = 1e-9  # of the scores' magnitude, in float64
 
 # Cases for which the sum cannot hold, or which the library refuses for every method.
 BEYOND = {
-    "gemm-bias-active": "refused: operand C is active",
-    "lppool": "refused: has no room",
-    "resize-linear-antialias": "refused: antialias has no adjoint",
     "cast-half-and-back": "rounds to half precision in the forward pass; a cast is straight through",
     **dict.fromkeys(
         ("quantise-pair-19", "quantise-pair-21", "dynamic-matmul", "dynamic-conv"),
@@ -52,6 +49,10 @@ BEYOND = {
     ),
     "topk-dynamic-batch": "a rank may pass to an entry that did not change",
     "scatterelements-mul": "updates of one place are three factors",
+    **dict.fromkeys(
+        ("mod-both", "fmod-both"), "how often the divisor goes in is a step, where relevance ends by nature"
+    ),
+    **dict.fromkeys(("mod", "fmod"), "jumps between the two points"),
     **dict.fromkeys(
         (c.name for c in CASES if c.name.startswith(("gridsample-grid", "gridsample-dynamic"))),
         "what is read is not linear in where it is read",

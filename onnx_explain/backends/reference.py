@@ -21,7 +21,16 @@ from onnx.reference.op_run import OpRun
 from onnx_explain.backends.interpolation import Resize
 from onnx_explain.backends.onnx import Arrays
 from onnx_explain.backends.sampling import AffineGrid, GridSample, RoiAlign
-from onnx_explain.backends.windows import AveragePool, Conv, ConvTranspose, GlobalMaxPool, LpPool, MaxPool, padded
+from onnx_explain.backends.windows import (
+    AveragePool,
+    Conv,
+    ConvTranspose,
+    GlobalLpPool,
+    GlobalMaxPool,
+    LpPool,
+    MaxPool,
+    padded,
+)
 
 Array = npt.NDArray[Any]
 
@@ -127,6 +136,14 @@ class LRN(OpRun):
         return ((x / (bias + float(alpha) / size * total) ** beta).astype(x.dtype),)
 
 
+class LpNormalization(OpRun):
+    """ONNX's forgets the magnitude, and divides by zero."""
+
+    def _run(self, x: Array, *, axis: int, p: int) -> tuple[Array, ...]:
+        norm = (np.abs(x) ** p).sum(axis=axis, keepdims=True) ** (1 / p)
+        return ((x / np.where(norm == 0, 1, norm)).astype(x.dtype),)
+
+
 class Mean(OpRun):
     """ONNX's adds in place and cannot broadcast its first operand."""
 
@@ -169,13 +186,6 @@ class ScatterElements(OpRun):
         return (_scattered(data, tuple(places), updates, reduction),)
 
 
-class Scatter(ScatterElements):
-    """ONNX's evaluator has forgotten it."""
-
-    def _run(self, data: Array, indices: Array, updates: Array, *, axis: int) -> tuple[Array, ...]:  # type: ignore[override]
-        return super()._run(data, indices, updates, axis=axis, reduction="none")
-
-
 class GatherElements(OpRun):
     """ONNX's wants as many indices as the data have entries along every other axis."""
 
@@ -193,7 +203,7 @@ class ScatterND(OpRun):
 
 
 REPLACED: tuple[type[OpRun], ...] = (
-    AffineGrid, AveragePool, BatchNormalization, Conv, ConvTranspose, Erf, GatherElements, Gelu, GlobalMaxPool, GridSample,
-    GroupNormalization, HardSwish, LogSoftmax, LpPool, LRN, MaxPool, Mean, MeanVarianceNormalization, Pad, Resize, RoiAlign,
-    Scatter, ScatterElements, ScatterND,
+    AffineGrid, AveragePool, BatchNormalization, Conv, ConvTranspose, Erf, GatherElements, Gelu, GlobalLpPool, GlobalMaxPool,
+    GridSample, GroupNormalization, HardSwish, LogSoftmax, LpNormalization, LpPool, LRN, MaxPool, Mean,
+    MeanVarianceNormalization, Pad, Resize, RoiAlign, ScatterElements, ScatterND,
 )  # fmt: skip

@@ -194,6 +194,14 @@ class LpPool(OpRun):
         return ((sums ** (1 / p)).astype(x.dtype),)
 
 
+class GlobalLpPool(OpRun):
+    """ONNX's evaluator has none."""
+
+    def _run(self, x: Array, *, p: int) -> tuple[Array, ...]:
+        sums = (np.abs(x) ** p).sum(axis=tuple(range(2, x.ndim)), keepdims=True)
+        return ((sums ** (1 / p)).astype(x.dtype),)
+
+
 class GlobalMaxPool(OpRun):
     """ONNX's reduces the wrong axes except in 2-D."""
 

@@ -19,12 +19,12 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 
 from onnx_explain.errors import InputError, ModelError, UnsupportedOperator, suggest
+from onnx_explain.ir.apart import take_apart
 from onnx_explain.ir.dequantise import join, lay_apart
 from onnx_explain.ir.emit import set_dtype
 from onnx_explain.ir.halves import in_single
 from onnx_explain.ir.model import first_line
 from onnx_explain.ir.recognise import recognise
-from onnx_explain.ir.scattered import take_scatters_apart
 from onnx_explain.ir.unfuse import unfuse
 
 OPSET = 18  # the lowest opset with axes as inputs, Split's num_outputs and ScatterElements' additions
@@ -49,13 +49,14 @@ def canonicalize(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     _convert(model)
     _lift(model)
     in_single(model)
+    _say_defaults(model)
     _name(model)
     _clear_stale_shapes(model)
     _bind(model, shapes or {})
     joins = lay_apart(model)
     _infer(model)
     _refuse_giants(model)
-    return recognise(take_scatters_apart(join(model, joins)))
+    return recognise(take_apart(join(model, joins)))
 
 
 def _refuse_giants(model: ir.Model) -> None:
@@ -167,6 +168,13 @@ def _restore_asymmetric(model: ir.Model) -> None:
                 "coordinate_transformation_mode", "asymmetric"
             )
             node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "floor")
+
+
+def _say_defaults(model: ir.Model) -> None:
+    """STFT is one-sided unless it says otherwise; ONNX's shape inference takes an unsaid `onesided` for 0."""
+    for node in model.graph:
+        if node.op_type == "STFT" and "onesided" not in node.attributes:
+            node.attributes["onesided"] = ir.AttrInt64("onesided", 1)
 
 
 def _restore_whole_pixels(model: ir.Model) -> None:

@@ -12,7 +12,17 @@ from onnx_explain.errors import ModelError, UnsupportedOperator
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.operators.pool import first_maximum
-from onnx_explain.operators.roles import Linear, Pointwise, Product, Role, Selection, Sum, reduce_like, room
+from onnx_explain.operators.roles import (
+    Linear,
+    NoRelevance,
+    Pointwise,
+    Product,
+    Role,
+    Selection,
+    Sum,
+    reduce_like,
+    room,
+)
 from onnx_explain.operators.secant import Pair, difference, middle, safe_quotient, secant, selected
 
 
@@ -133,6 +143,22 @@ def _pow_between(op: Emitter, r: Value, pair: Pair) -> dict[int, Value]:
     }
 
 
+@room("Mod")
+def remainder(node: Operation) -> Role:
+    """y = a - b·⌊a/b⌋ (`fmod`: rounded towards zero): a sum whose second coefficient is a step function."""
+    a, b = node.input(0), node.input(1)
+    if a.dtype is None or not a.dtype.is_floating_point():
+        return NoRelevance()
+    if node.active == {0}:
+        return Pointwise(lambda op: op.Add(op.Mul(node.y, 0.0), 1.0))
+
+    def vjp(op: Emitter, r: Value, k: int) -> Value:
+        times = op.Round(op.Div(op.Sub(a, node.y), b))
+        return reduce_like(op, _as(op, op.Identity(r) if k == 0 else op.Neg(op.Mul(r, times)), node.y), (a, b)[k])
+
+    return Product(vjp, (0,))
+
+
 @room("Max", "Min")
 def extremum(node: Operation) -> Selection:
     """The winning operand takes all; of equal operands the first."""
@@ -221,7 +247,7 @@ def _reduce_min_between(op: Emitter, r: Value, pair: Pair) -> dict[int, Value]:
 
 @room("ReduceL2", sign="nonnegative")
 def reduce_l2(node: Operation) -> Role:
-    """y = √Σx²: as a pointwise map of each x it has the derivative x/y."""
+    """y = √Σx²: as a pointwise map of each x it has the derivative x/y, and 0 where all is zero."""
     axes = reduced_axes(node)
     keep = bool(node.integer("keepdims", 1))
 
@@ -229,7 +255,7 @@ def reduce_l2(node: Operation) -> Role:
         r1, y1 = (
             (r, node.y) if keep or not axes else (op.Unsqueeze(r, op.ints(*axes)), op.Unsqueeze(node.y, op.ints(*axes)))
         )
-        return op.typed(op.Mul(node.x, op.Div(r1, y1)), node.x)
+        return op.typed(op.Mul(node.x, safe_quotient(op, r1, y1)), node.x)
 
     return Product(vjp, (0,), False)
 
@@ -267,12 +293,10 @@ def einsum(node: Operation) -> Role:
     def without(k: int) -> list[Value]:
         return [node.input(i) for i in range(len(terms)) if i != k]
 
-    if len(node.active) > 1:
+    if len(node.active) > 1 or len(terms) > 2:
         return Product(
             lambda op, r, k: adjoint(op, r, k, node.input(k), without(k)), tuple(range(len(terms))), elementwise=False
         )
-    if len(terms) > 2:
-        raise UnsupportedOperator(f"{node.where}: has several constant operands; multiply them before the export.")
     data = min(node.active, default=0)
 
     def forward(op: Emitter, x: Value, w: Value | None) -> Value:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from onnx_explain.errors import ModelError, UnsupportedOperator
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, Window, dims, spatial
 from onnx_explain.operators.patches import transposed_windows, windows
-from onnx_explain.operators.roles import Linear, PerSample, per_channel, room
+from onnx_explain.operators.roles import Linear, PerSample, Product, Role, per_channel, room
 
 
 @room("Conv")
-def conv(node: Operation) -> Linear:
-    """y[n,o] = Σ w[o,c]·x[n,c] (cross-correlation); its adjoint has the input's exact spatial shape."""
+def conv(node: Operation) -> Role:
+    """y[n,o] = Σ w[o,c]·x[n,c] (cross-correlation); a product where the weight is computed from an explained input, too."""
     x, w = node.input(0), node.input(1)
-    if 1 in node.active:
-        raise UnsupportedOperator(
-            f"{node.where}: its weight is computed from an explained input, which no rule covers; explain the inputs before it."
-        )
     group = node.integer("group", 1)
     window = Window.of(node, _kernel(node, w), x=x, y=node.y)
 
@@ -38,8 +35,33 @@ def conv(node: Operation) -> Linear:
     def per_sample() -> PerSample:
         return windows(window, *_channels(node, x, node.y), group)
 
+    if node.active - {0}:
+        return _of_two(node, transpose, per_sample)
     bias = (lambda op: per_channel(op, node.input(2), node.y)) if node.has(2) else None
     return Linear("weighted", forward, transpose, 0, 1, bias, _rescale_first, spatial=True, per_sample=per_sample)
+
+
+def _of_two(
+    node: Operation,
+    transpose: Callable[[Emitter, Value, Value | None, Value], Value],
+    per_sample: Callable[[], PerSample],
+) -> Product:
+    """A convolution with a computed weight; its bias stands apart (`ir/apart`)."""
+    if node.has(2):
+        raise UnsupportedOperator(
+            f"{node.where}: its weight or bias is computed, and what it depends on is not known; export it with a separate Add."
+        )
+
+    def by_weight(op: Emitter, r: Value) -> Value:
+        form = per_sample()
+        each = form.transpose_weight(op, form.rows(op, r), node.x)
+        total = op.ReduceSum(each, op.ints(0), keepdims=0)
+        return op.reshape_like(op.Transpose(total, perm=[0, 2, 1]), node.input(1))
+
+    def vjp(op: Emitter, r: Value, k: int) -> Value:
+        return by_weight(op, r) if k == 1 else transpose(op, r, node.input(1), node.x)
+
+    return Product(vjp, (0, 1), elementwise=False)
 
 
 def _channels(node: Operation, x: Value, y: Value) -> tuple[int, int]:
@@ -115,13 +137,9 @@ def flip_spatial(op: Emitter, w: Value, kernel: tuple[int, ...]) -> Value:
 
 
 @room("ConvTranspose")
-def conv_transpose(node: Operation) -> Linear:
+def conv_transpose(node: Operation) -> Role:
     """The adjoint of a Conv as a forward operator; its own adjoint is that Conv."""
     x, w = node.input(0), node.input(1)
-    if 1 in node.active:
-        raise UnsupportedOperator(
-            f"{node.where}: its weight is computed from an explained input, which no rule covers; explain the inputs before it."
-        )
     group = node.integer("group", 1)
     window = transposed_window(node, x, w)
 
@@ -167,6 +185,8 @@ def conv_transpose(node: Operation) -> Linear:
     def per_sample() -> PerSample:
         return transposed_windows(window, *_channels(node, x, node.y), group)
 
+    if node.active - {0}:
+        return _of_two(node, transpose, per_sample)
     bias = (lambda op: per_channel(op, node.input(2), node.y)) if node.has(2) else None
     return Linear("weighted", forward, transpose, 0, 1, bias, rescale, spatial=True, per_sample=per_sample)
 

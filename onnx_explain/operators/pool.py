@@ -17,7 +17,7 @@ from onnx_explain.operators.roles import Linear, Selection, room
 MOST_TAPS = 4096  # one comparison is emitted per entry of a window's axis
 
 
-def _pool_window(node: Operation) -> Window:
+def pool_window(node: Operation) -> Window:
     """A pool's geometry; under `ceil_mode` the last window may reach past the end pad, so the end pad grows with it."""
     kernel = node.ints("kernel_shape") or []
     window = Window.of(node, kernel, x=node.x, y=node.y)
@@ -34,7 +34,7 @@ def _pool_window(node: Operation) -> Window:
 @room("AveragePool", sign="inherits")
 def average_pool(node: Operation) -> Linear:
     """Means over windows; `count_include_pad` and `ceil_mode` decide the divisor of border windows."""
-    window = _pool_window(node)
+    window = pool_window(node)
     weights = _shares(node, window)
 
     def forward(op: Emitter, x: Value, w: Value | None) -> Value:
@@ -101,7 +101,7 @@ def global_average_pool(node: Operation) -> Linear:
 @room("MaxPool", sign="inherits")
 def max_pool(node: Operation) -> Selection:
     """Winner takes all: each window's entry goes to its first maximum; overlapping windows add."""
-    window = _pool_window(node)
+    window = pool_window(node)
     if max(window.kernel) > MOST_TAPS:
         raise UnsupportedOperator(
             f"{node.where}: a window of {list(window.kernel)} has more than {MOST_TAPS} entries along an axis."

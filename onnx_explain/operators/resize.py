@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_explain.errors import ModelError, UnsupportedOperator
+from onnx_explain.errors import ModelError
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.operators.rearrange import apply_along
@@ -20,19 +21,32 @@ Matrix = npt.NDArray[np.float64]
 
 @room("Resize", sign="any")
 def resize(node: Operation) -> Linear:
-    """Nearest, linear and cubic interpolation over any axes."""
-    _refuse(node)
+    """Nearest, linear and cubic interpolation over any axes, also against aliasing and of a part."""
     matrices = {a: axis_matrix(node, a) for a in _axes(node)}
 
     def forward(op: Emitter, x: Value, w: Value | None) -> Value:
-        return op.typed(op.emit("Resize", [x, *node.inputs[1:]], dict(node.attributes))[0], node.y)
+        said = {**node.attributes, "extrapolation_value": 0.0} if _cropped(node) else dict(node.attributes)
+        return op.typed(op.emit("Resize", [x, *node.inputs[1:]], said)[0], node.y)
 
     def transpose(op: Emitter, s: Value, w: Value | None, like: Value) -> Value:
         for axis, matrix in matrices.items():
             s = _apply(op, s, matrix, axis, rank(node.x))
         return op.typed(s, like)
 
-    return Linear("average", forward, transpose)
+    return Linear("average", forward, transpose, bias=_beyond(node, matrices))
+
+
+def _beyond(node: Operation, matrices: dict[int, Matrix]) -> Callable[[Emitter], Value] | None:
+    """What stands where a crop reaches beyond the input."""
+    value = node.number("extrapolation_value", 0.0)
+    if not _cropped(node) or value == 0.0:
+        return None
+    outside = np.zeros([1] * rank(node.x), dtype=bool)
+    for axis, matrix in matrices.items():
+        along = [1] * rank(node.x)
+        along[axis] = -1
+        outside = outside | (~matrix.any(axis=1)).reshape(along)
+    return lambda op: op.constant(np.where(outside, value, 0.0), like=node.y)
 
 
 def _apply(op: Emitter, s: Value, matrix: Matrix, axis: int, n: int) -> Value:
@@ -61,16 +75,14 @@ def _with(s: Value, axis: int, size: int) -> ir.Shape:
     return ir.Shape(shape)
 
 
-def _refuse(node: Operation) -> None:
-    if node.integer("antialias", 0):
-        raise UnsupportedOperator(f"{node.where}: antialias=1 has no exact adjoint here; export without it.")
-    if node.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
-        raise UnsupportedOperator(f"{node.where}: tf_crop_and_resize has no room; crop and resize in two steps.")
-
-
 def _axes(node: Operation) -> list[int]:
-    """The axes whose size or scale changes."""
-    return [a for a in range(rank(node.x)) if dims(node.x)[a] is not None and _scale(node, a) != 1.0]
+    """The axes whose size or scale changes, or that are cropped."""
+    axes = [a for a in range(rank(node.x)) if dims(node.x)[a] is not None]
+    return [a for a in axes if _scale(node, a) != 1.0 or (_cropped(node) and a in _listed(node))]
+
+
+def _cropped(node: Operation) -> bool:
+    return node.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
 
 
 def _listed(node: Operation) -> list[int]:
@@ -102,13 +114,18 @@ def axis_matrix(node: Operation, axis: int) -> Matrix:
     scale = _scale(node, axis)
     # ONNX Runtime places in float32, which decides between two pixels where one lies just between them
     exact = np.float32 if node.text("mode", "nearest") == "nearest" else np.float64
-    places = _places(node, scale, size, out, exact).astype(np.float64)
+    found = _crop(node, axis, size, out, exact) if _cropped(node) else _places(node, scale, size, out, exact)
+    places = found.astype(np.float64)
     mode = node.text("mode", "nearest")
     if mode == "nearest":
-        return _nearest(node, places, size)
-    if mode == "linear":
-        return _linear(places, size)
-    return _cubic(node, places, size)
+        matrix = _nearest(node, places, size)
+    elif mode == "linear" and not node.integer("antialias", 0) and not node.integer("exclude_outside", 0):
+        matrix = _linear(places, size)
+    else:
+        matrix = _filtered(node, places, size, scale)
+    if _cropped(node):  # outside stands the extrapolation value
+        matrix[(places < 0) | (places > size - 1)] = 0.0
+    return matrix
 
 
 def _places(
@@ -127,6 +144,20 @@ def _places(
     if mode == "half_pixel_symmetric":
         return np.asarray(half + dtype(size / 2) * (1 - dtype(out) / (by * dtype(size))))
     return half
+
+
+def _crop(
+    node: Operation, axis: int, size: int, out: int, dtype: type[np.floating[Any]]
+) -> npt.NDArray[np.floating[Any]]:
+    """Places in the part of the axis that `roi` names, in units of the whole."""
+    listed, roi = _listed(node), node.constant(1)
+    first, last = (dtype(0.0), dtype(1.0))
+    if roi is not None and len(roi) and axis in listed:
+        first, last = (dtype(roi[listed.index(axis) + end * len(listed)]) for end in (0, 1))
+    k = np.arange(out, dtype=dtype)
+    if out == 1:
+        return np.asarray(k + dtype(0.5) * (first + last) * dtype(size - 1))
+    return np.asarray(first * dtype(size - 1) + k * (last - first) * dtype(size - 1) / dtype(out - 1))
 
 
 def _nearest(node: Operation, places: npt.NDArray[np.float64], size: int) -> Matrix:
@@ -155,17 +186,20 @@ def _linear(places: npt.NDArray[np.float64], size: int) -> Matrix:
     return matrix
 
 
-def _cubic(node: Operation, places: npt.NDArray[np.float64], size: int) -> Matrix:
-    a = node.number("cubic_coeff_a", -0.75)
+def _filtered(node: Operation, places: npt.NDArray[np.float64], size: int, scale: float) -> Matrix:
+    """By a kernel of two or four pixels; against aliasing it is stretched to what one output pixel covers."""
+    cubic, antialias = node.text("mode", "nearest") == "cubic", bool(node.integer("antialias", 0))
+    a, stretch = node.number("cubic_coeff_a", -0.75), min(scale, 1.0) if antialias else 1.0
+    reach = math.ceil((2 if cubic else 1) / stretch)
     outside = bool(node.integer("exclude_outside", 0))
     matrix = np.zeros((len(places), size))
     for k, place in enumerate(places):
-        base = math.floor(place)
-        t = place - base
-        weights = np.array([_keys(a, t + 1), _keys(a, t), _keys(a, 1 - t), _keys(a, 2 - t)])
-        taps = np.arange(base - 1, base + 3)
+        taps = np.arange(math.floor(place) + 1 - reach, math.floor(place) + reach + 1)
+        gaps = np.abs(taps - place) * stretch
+        weights = np.array([_keys(a, g) if cubic else max(1.0 - g, 0.0) for g in gaps])
         if outside:
             weights = np.where((taps < 0) | (taps >= size), 0.0, weights)
+        if outside or antialias:
             weights = weights / weights.sum()
         for tap, weight in zip(np.clip(taps, 0, size - 1), weights):
             matrix[k, tap] += weight
@@ -176,4 +210,6 @@ def _keys(a: float, d: float) -> float:
     """Keys' cubic convolution kernel."""
     if d <= 1:
         return (a + 2) * d**3 - (a + 3) * d**2 + 1
+    if d >= 2:
+        return 0.0
     return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a

@@ -83,12 +83,14 @@ class Sum:
 class Product:
     """A function linear in each of several active operands: `vjp(op, r, k)` is the adjoint with the others held fixed.
 
-    `numerators`: the operands that carry what is explained (a divisor or an exponent only scales it).
+    `numerators`: the operands that carry what is explained (a divisor or an exponent only scales it). `degree`: how many
+    factors one operand brings.
     """
 
     vjp: Callable[[Emitter, Value, int], Value]
     numerators: tuple[int, ...]
     elementwise: bool = True
+    degree: int = 1
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Operators that write into a tensor at places given by indices: Scatter*, MaxUnpool; and Compress, which reads there.
 
-With a reduction, a scatter is taken apart first (`ir/scattered`): what reaches a room here then starts from the
+With a reduction, a scatter is taken apart first (`ir/apart`): what reaches a room here then starts from the
 reduction's neutral element, and only the updates can be active. Of updates that fall on one place, those count that the
 forward pass kept: every update carries a number of its own through the same scatter, and asks which number arrived.
 """

@@ -501,13 +501,10 @@ def product(mode: Literal["uniform", "signal"] = "uniform", epsilon: float = 1e-
         if role.elementwise:
             part = step.r if len(bearers) == 1 else op.typed(op.Mul(step.r, 1.0 / len(bearers)), step.node.y)
             return Shares({k: reduce_like(op, part, step.node.input(k)) for k in bearers})
-        s = op.typed(quotient(op, step.r, op.Mul(step.node.y, float(len(bearers))), epsilon), step.node.y)
+        z = op.Mul(step.node.y, float(len(bearers) * role.degree))
+        s = op.typed(quotient(op, step.r, z, epsilon), step.node.y)
         shares = {k: op.typed(op.Mul(step.node.input(k), role.vjp(op, s, k)), step.node.input(k)) for k in bearers}
-        lost = (
-            [op.typed(op.Sub(step.r, op.Mul(s, op.Mul(step.node.y, float(len(bearers))))), step.node.y)]
-            if step.accounting
-            else []
-        )
+        lost = [op.typed(op.Sub(step.r, op.Mul(s, z)), step.node.y)] if step.accounting else []
         return Shares(shares, lost, frozenset(bearers))
 
     return rule

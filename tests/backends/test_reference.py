@@ -457,14 +457,52 @@ def test_an_interpolation_of_a_line_is_the_line(mode: str) -> None:
     assert_close(y[0, 0, inside], 3 * (np.arange(34) * 11 / 33)[inside] - 1, 1e-14)
 
 
+# -- indices and places
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("align", [0, 1])
+def test_a_grid_is_read_inside_and_far_outside_as_the_runtime_does(mode: str, padding: str, align: int) -> None:
+    said = {"mode": mode, "padding_mode": padding, "align_corners": align}
+    grid = 1.7 * signed(2, 3, 4, 2, seed=1)
+    assert_as_the_runtime("GridSample", [signed(2, 3, 5, 4), grid], said, opset=20)
+
+
+@pytest.mark.parametrize("align", [0, 1])
+def test_a_grid_of_places_is_affine_in_the_map(align: int) -> None:
+    sizes = np.array([2, 1, 3, 2])
+    assert_as_the_runtime("AffineGrid", [signed(2, 2, 3), sizes], {"align_corners": align}, opset=20)
+
+
+@pytest.mark.parametrize("transform", ["half_pixel", "output_half_pixel"])
+@pytest.mark.parametrize("samples", [0, 2])
+def test_regions_are_averaged_inside_and_beyond_the_picture(transform: str, samples: int) -> None:
+    rois = np.array([[0.3, 0.7, 4.1, 3.9], [2.2, 1.1, 9.0, 8.5], [-4.0, -3.5, 1.7, 2.9]])
+    said = {"output_height": 2, "output_width": 3, "sampling_ratio": samples, "spatial_scale": 0.7}
+    operands = [signed(2, 3, 6, 7), rois, np.array([0, 1, 1])]
+    assert_as_the_runtime("RoiAlign", operands, {**said, "coordinate_transformation_mode": transform})
+
+
+def test_fewer_indices_than_entries_are_gathered() -> None:
+    assert_as_the_runtime("GatherElements", [signed(3, 4), np.array([[0, -1], [2, 2]])], {"axis": 1})
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_a_norm_is_of_magnitudes(p: int) -> None:
+    assert_as_the_runtime("LpNormalization", [signed(2, 3, 4)], {"axis": 1, "p": p})
+    assert_as_the_runtime("GlobalLpPool", [signed(2, 3, 4, 2)], {"p": p})
+
+
 # -- the backend
 
 
 def test_every_replacement_is_tested_here() -> None:
     tested = {
-        "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "Erf", "Gelu", "GlobalMaxPool",
-        "GroupNormalization", "HardSwish", "LogSoftmax", "LpPool", "LRN", "MaxPool", "Mean",
-        "MeanVarianceNormalization", "Pad", "Resize", "ScatterElements", "ScatterND",
+        "AffineGrid", "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "Erf", "GatherElements", "Gelu",
+        "GlobalLpPool", "GlobalMaxPool", "GridSample", "GroupNormalization", "HardSwish", "LogSoftmax", "LpNormalization",
+        "LpPool", "LRN", "MaxPool", "Mean", "MeanVarianceNormalization", "Pad", "Resize", "RoiAlign", "ScatterElements",
+        "ScatterND",
     }  # fmt: skip
     assert {op.__name__ for op in REPLACED} == tested
 
