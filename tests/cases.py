@@ -923,7 +923,7 @@ def shape_arithmetic() -> Iterator[Case]:
         image, {"two": ints(2), "four": ints(4), "nil": ints(0), "scale": float32s(1.7, 2.0)}, **options,
     )  # fmt: skip
     yield from cases(
-        "shape-as-strided", "n = Shape<start=0,end=1>(x); c = Squeeze(n); r = Range(zero, c, one); m = Mul(r, four);"
+        "shape-as-strided-places", "n = Shape<start=0,end=1>(x); c = Squeeze(n); r = Range(zero, c, one); m = Mul(r, four);"
         " u = Unsqueeze(m, ax); i = Add(u, from); f = Reshape(x, minus); y = Gather(f, i)",
         {"x": signed(3, 2, 2, declared=("N", 2, 2))}, zero | minus
         | {"one": int0(1), "four": int0(4), "ax": ints(1, 2), "from": np.array([[[0, 2], [1, 3], [2, 2]]])},
