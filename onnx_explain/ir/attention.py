@@ -1,4 +1,4 @@
-"""Attention as primitives: ONNX Runtime's Attention and MultiHeadAttention, ONNX's Attention and RotaryEmbedding.
+"""ONNX Runtime's Attention and MultiHeadAttention as primitives, and the parts that all kinds of attention are made of.
 
 Always query, key and value [N, heads, S, size], a product, a mask, a Softmax and a product: what relevance rules know.
 """
@@ -15,17 +15,17 @@ from onnx_explain.ir.unfuse import Results, Writer, fused, refused, unshaped, wi
 from onnx_explain.ir.view import Operation, Value
 
 
-def _heads(op: Writer, x: Value, count: int) -> Value:
+def heads(op: Writer, x: Value, count: int) -> Value:
     """[N, S, heads·size] as [N, heads, S, size]."""
     return op.Transpose(op.Reshape(x, op.ints(0, 0, count, -1)), perm=[0, 2, 1, 3])
 
 
-def _joined(op: Writer, y: Value) -> Value:
+def joined(op: Writer, y: Value) -> Value:
     """[N, heads, S, size] as [N, S, heads·size]."""
     return op.Reshape(op.Transpose(y, perm=[0, 2, 1, 3]), op.ints(0, 0, -1))
 
 
-def _scores(op: Writer, q: Value, k: Value, scale: float) -> Value:
+def scores_of(op: Writer, q: Value, k: Value, scale: float) -> Value:
     """q·kᵀ·scale; 0 stands for 1/√size."""
     products = op.MatMul(q, op.Transpose(k, perm=[0, 1, 3, 2]))
     if scale:
@@ -33,26 +33,78 @@ def _scores(op: Writer, q: Value, k: Value, scale: float) -> Value:
     return op.Div(products, op.Sqrt(op.Cast(op.size(q, 3), to=int(op.dtype))))
 
 
-def _causal(op: Writer, q: Value, k: Value, *, aligned_right: bool = False) -> Value:
+def causal(op: Writer, q: Value, k: Value, *, aligned_right: bool = False) -> Value:
     """[S, T]: whether query i may look at key j <= i (or i + T - S)."""
-    rows, columns = op.size(q, 2), op.size(k, 2)
-    i = op.Reshape(op.counting(rows), op.ints(-1, 1))
-    i = op.Add(i, op.Sub(columns, rows)) if aligned_right else i
-    return op.Not(op.Greater(op.counting(columns), i))
+    i, j = places(op, q, k, op.Sub(op.size(k, 2), op.size(q, 2)) if aligned_right else None)
+    return op.Not(op.Greater(j, i))
 
 
-def _lowest(op: Writer) -> Value:
+def places(op: Writer, q: Value, k: Value, offset: Value | None) -> tuple[Value, Value]:
+    """The queries' places among the keys [S, 1], with an offset added (or [N, 1, S, 1] by sample), and the keys' own [T]."""
+    i = op.Reshape(op.counting(op.size(q, 2)), op.ints(-1, 1))
+    return (i if offset is None else op.Add(i, offset)), op.counting(op.size(k, 2))
+
+
+def both(op: Writer, *conditions: Value | None) -> Value | None:
+    """All conditions that there are."""
+    known = [c for c in conditions if c is not None]
+    found = known[0] if known else None
+    for c in known[1:]:
+        found = op.And(found, c)
+    return found
+
+
+def lowest(op: Writer) -> Value:
     """The smallest finite number: what is masked by it gets no probability, and nothing becomes NaN."""
     kind = np.dtype(np.float32) if op.dtype == ir.DataType.BFLOAT16 else op.dtype.numpy()
     return op.number(float(np.finfo(kind).min) * (0.99 if op.dtype == ir.DataType.BFLOAT16 else 1.0))
 
 
-def _attended(op: Writer, scores: Value, v: Value, allowed: Value | None) -> Value:
-    """softmax(scores)·v over what is allowed; a row in which nothing is becomes 0."""
-    if allowed is None:
-        return op.MatMul(op.Softmax(scores, axis=-1), v)
-    probabilities = op.Softmax(op.Where(allowed, scores, _lowest(op)), axis=-1)
-    return op.MatMul(op.Where(allowed, probabilities, op.number(0.0)), v)
+def probabilities(op: Writer, scores: Value, allowed: Value | None, kind: ir.DataType | None = None) -> Value:
+    """softmax(scores) over what is allowed; a row in which nothing is becomes 0. `kind`: the type it is computed in."""
+    scores = scores if allowed is None else op.Where(allowed, scores, lowest(op))
+    if kind in (None, op.dtype):
+        p = op.Softmax(scores, axis=-1)
+    else:
+        p = op.Cast(op.Softmax(op.Cast(scores, to=int(kind)), axis=-1), to=int(op.dtype))
+    return p if allowed is None else op.Where(allowed, p, op.number(0.0))
+
+
+def attended(op: Writer, scores: Value, v: Value, allowed: Value | None) -> Value:
+    """softmax(scores)·v over what is allowed."""
+    return op.MatMul(probabilities(op, scores, allowed), v)
+
+
+def capped(op: Writer, scores: Value, cap: float) -> Value:
+    """c·tanh(scores/c); 0 stands for no cap."""
+    return op.scaled(op.Tanh(op.Div(scores, op.number(cap))), cap) if cap else scores
+
+
+def repeated(op: Writer, x: Value, q_count: int, count: int) -> Value:
+    """Key or value [N, heads, T, size] repeated for the queries' heads that share it."""
+    if q_count == count:
+        return x
+    whole = op.Concat(*[op.apart(x, 2)] * (q_count // count), axis=2)
+    sizes = op.Shape(x)
+    shape = op.Concat(op.Gather(sizes, op.ints(0)), op.ints(q_count), op.Gather(sizes, op.ints(2, 3)), axis=0)
+    return op.Reshape(whole, shape)
+
+
+def turned(op: Writer, x: Value, cos: Value, sin: Value, size: int, *, interleaved: bool, whole: bool) -> Value:
+    """The first `size` features of [N, heads, S, …] turned in pairs by angles [N, 1, S, size / 2]; `whole`: there are no others."""
+    rest = None if whole else op.Slice(x, op.ints(size), op.ints(1 << 31), op.ints(3))
+    x = x if whole else op.Slice(x, op.ints(0), op.ints(size), op.ints(3))
+    if interleaved:
+        a, b = (op.Slice(x, op.ints(k), op.ints(size), op.ints(3), op.ints(2)) for k in (0, 1))
+    else:
+        a, b = (op.Slice(x, op.ints(k), op.ints(k + size // 2), op.ints(3)) for k in (0, size // 2))
+    pairs = [op.Sub(op.Mul(cos, a), op.Mul(sin, b)), op.Add(op.Mul(sin, a), op.Mul(cos, b))]
+    y = (
+        op.Reshape(op.Concat(*(op.apart(t, 4) for t in pairs), axis=4), op.Shape(x))
+        if interleaved
+        else op.Concat(*pairs, axis=3)
+    )
+    return y if rest is None else op.Concat(y, rest, axis=3)
 
 
 def _padding(op: Writer, node: Operation, index: int, keys: Value) -> Value | None:
@@ -89,17 +141,17 @@ def _weighted(
     op: Writer, node: Operation, q: Value, k: Value, v: Value, mask: Value | None, bias: Value | None
 ) -> Value:
     """ONNX Runtime's attention of [N, heads, S, size], as [N, S, heads·size]."""
-    scores = _scores(op, q, k, node.number("scale", 0.0))
+    scores = scores_of(op, q, k, node.number("scale", 0.0))
     for added in (mask, bias):
         scores = scores if added is None else op.Add(scores, added)
-    allowed = _causal(op, q, k, aligned_right=True) if node.integer("unidirectional", 0) else None
-    return _joined(op, _attended(op, scores, v, allowed))
+    allowed = causal(op, q, k, aligned_right=True) if node.integer("unidirectional", 0) else None
+    return joined(op, attended(op, scores, v, allowed))
 
 
 @fused("Attention")
 def _attention(op: Writer, node: Operation) -> Results:
     """Query, key and value by one weight [C, Cq + Ck + Cv]."""
-    without(node, {4: "past", 6: "past_sequence_length"})
+    without(node, {6: "past_sequence_length"})
     if node.integer("do_rotary", 0):
         raise refused(node, "do_rotary is set", "run ONNX Runtime's optimizer at a lower level")
     weight = node.input(1)
@@ -111,14 +163,19 @@ def _attention(op: Writer, node: Operation) -> Results:
     whole = op.Add(whole, node.input(2)) if node.has(2) else whole
     ends = np.cumsum([0, *sizes]).tolist()
     parts = [op.Slice(whole, op.ints(a), op.ints(b), op.ints(2)) for a, b in pairwise(ends)]
-    q, k, v = (_heads(op, part, node.integer("num_heads", 1)) for part in parts)
+    q, k, v = (heads(op, part, node.integer("num_heads", 1)) for part in parts)
+    present = None
+    if node.has(4):  # [2, N, heads, P, size]: keys and values of before
+        past = [op.Gather(node.input(4), op.constant(np.asarray(i, np.int64)), axis=0) for i in (0, 1)]
+        k, v = (op.Concat(p, x, axis=2) for p, x in zip(past, (k, v)))
+        present = op.Concat(op.apart(k, 0), op.apart(v, 0), axis=0)
     bias = node.input(5) if node.has(5) else None
-    return [_weighted(op, node, q, k, v, _padding(op, node, 3, k), bias)]
+    return [_weighted(op, node, q, k, v, _padding(op, node, 3, k), bias), present]
 
 
 @fused("MultiHeadAttention")
 def _multi_head_attention(op: Writer, node: Operation) -> Results:
-    without(node, {6: "past_key", 7: "past_value", 8: "past_sequence_length", 9: "cache_indirection"})
+    without(node, {8: "past_sequence_length", 9: "cache_indirection"})
     if not (node.has(1) and node.has(2)):
         raise refused(node, "query, key and value come in one tensor", "run ONNX Runtime's optimizer at a lower level")
     count = node.integer("num_heads", 1)
@@ -129,9 +186,11 @@ def _multi_head_attention(op: Writer, node: Operation) -> Results:
         raise refused(node, "its query is packed", "run ONNX Runtime's optimizer at a lower level")
     if node.has(3):
         parts = _biased(op, node, parts)
-    q, k, v = (p if len(p.shape or ()) == 4 else _heads(op, p, count) for p in parts)
+    q, k, v = (p if len(p.shape or ()) == 4 else heads(op, p, count) for p in parts)
+    if node.has(6) and node.has(7):
+        k, v = op.Concat(node.input(6), k, axis=2), op.Concat(node.input(7), v, axis=2)
     bias = node.input(5) if node.has(5) else None
-    return [_weighted(op, node, q, k, v, _padding(op, node, 4, k), bias)]
+    return [_weighted(op, node, q, k, v, _padding(op, node, 4, k), bias), k, v]
 
 
 def _biased(op: Writer, node: Operation, parts: Sequence[Value]) -> list[Value]:
@@ -146,76 +205,3 @@ def _biased(op: Writer, node: Operation, parts: Sequence[Value]) -> list[Value]:
         raise unshaped(node, "the sizes of query, key and value are")
     ends = np.cumsum([0, *widths]).tolist()
     return [op.Add(p, op.Slice(bias, op.ints(a), op.ints(b), op.ints(0))) for p, a, b in zip(parts, ends, ends[1:])]
-
-
-@fused("Attention", domain="")
-def _onnx_attention(op: Writer, node: Operation) -> Results:
-    """ONNX's, of [N, heads, S, size], or of [N, S, heads·size] where the numbers of heads are given."""
-    without(node, {4: "past_key", 5: "past_value", 6: "nonpad_kv_seqlen"})
-    for window in ("left_window_size", "right_window_size"):
-        if node.integer(window, -1) != -1:
-            raise refused(node, f"{window} is set", "export the model without it")
-    q_count, count = node.integer("q_num_heads", 0), node.integer("kv_num_heads", 0)
-    q, k, v = (node.input(i) for i in range(3))
-    if q_count:
-        q, k, v = _heads(op, q, q_count), _heads(op, k, count), _heads(op, v, count)
-    k, v = (_shared(op, node, x, q) for x in (k, v))
-    scores = _scores(op, q, k, node.number("scale", 0.0))
-    allowed = _causal(op, q, k) if node.integer("is_causal", 0) else None
-    if node.has(3) and node.input(3).dtype == ir.DataType.BOOL:
-        allowed = node.input(3) if allowed is None else op.And(node.input(3), allowed)
-    elif node.has(3):
-        scores = op.Add(scores, node.input(3))
-    cap = node.number("softcap", 0.0)
-    if cap:
-        if node.has(3) or allowed is not None:
-            raise refused(
-                node, "softcap meets a mask, whose order opset 23 and 24 tell differently", "export it unfused"
-            )
-        scores = op.scaled(op.Tanh(op.Div(scores, op.number(cap))), cap)
-    y = _attended(op, scores, v, allowed)
-    return [_joined(op, y) if q_count else y]
-
-
-def _shared(op: Writer, node: Operation, x: Value, q: Value) -> Value:
-    """Key or value repeated for the queries' heads that share it."""
-    q_count, count = node.integer("q_num_heads", 0), node.integer("kv_num_heads", 0)
-    if not q_count:
-        heads = [v.shape[1] if v.shape is not None and len(v.shape) == 4 else None for v in (q, x)]
-        q_count, count = (h if isinstance(h, int) else 0 for h in heads)
-        if not q_count or not count:
-            raise unshaped(node, "its number of heads is")
-    if q_count == count:
-        return x
-    repeated = op.Concat(*[op.apart(x, 2)] * (q_count // count), axis=2)
-    sizes = op.Shape(x)
-    shape = op.Concat(op.Gather(sizes, op.ints(0)), op.ints(q_count), op.Gather(sizes, op.ints(2, 3)), axis=0)
-    return op.Reshape(repeated, shape)
-
-
-@fused("RotaryEmbedding", domain="")
-def _rotary(op: Writer, node: Operation) -> Results:
-    """ONNX's: pairs of features turned by an angle per position."""
-    if node.integer("rotary_embedding_dim", 0):
-        raise refused(node, "only a part of the features turns", "export it unfused")
-    x, count = node.x, node.integer("num_heads", 0)
-    if not count and (x.shape is None or len(x.shape) != 4):
-        raise unshaped(node, "its number of heads is")
-    x = _heads(op, x, count) if count else x
-    tables = [node.input(1), node.input(2)]
-    if node.has(3):
-        tables = [op.Gather(t, node.input(3), axis=0) for t in tables]
-    cos, sin = (op.apart(t, 1) for t in tables)  # [N, 1, S, size / 2]: the same for every head
-    size = op.Reshape(op.size(x, 3), op.ints(1))
-    if node.integer("interleaved", 0):
-        steps, ends = (op.ints(0), op.ints(1)), (size, size)
-        a, b = (op.Slice(x, at, end, op.ints(3), op.ints(2)) for at, end in zip(steps, ends))
-    else:
-        half = op.Div(size, op.ints(2))
-        a, b = op.Slice(x, op.ints(0), half, op.ints(3)), op.Slice(x, half, size, op.ints(3))
-    turned = [op.Sub(op.Mul(cos, a), op.Mul(sin, b)), op.Add(op.Mul(sin, a), op.Mul(cos, b))]
-    if node.integer("interleaved", 0):
-        y = op.Reshape(op.Concat(*(op.apart(t, 4) for t in turned), axis=4), op.Shape(x))
-    else:
-        y = op.Concat(*turned, axis=3)
-    return [_joined(op, y) if count else y]

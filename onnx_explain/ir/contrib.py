@@ -27,27 +27,32 @@ _SCALE_PER_CHANNEL = 21
 # ------------------------------------------------------------------------------------------- activations
 
 
-def _gelu(op: Writer, x: Value) -> Value:
+def gelu(op: Writer, x: Value) -> Value:
+    """Gelu by erf."""
     inner = op.Erf(op.Div(x, op.number(math.sqrt(2.0))))
     return op.Mul(op.Mul(x, op.Add(inner, op.number(1.0))), op.number(0.5))
 
 
 @fused("Gelu")
 def _whole_gelu(op: Writer, node: Operation) -> Results:
-    return [_gelu(op, node.x)]
+    return [gelu(op, node.x)]
 
 
 @fused("BiasGelu")
 def _bias_gelu(op: Writer, node: Operation) -> Results:
-    return [_gelu(op, op.Add(node.x, node.input(1)))]
+    return [gelu(op, op.Add(node.x, node.input(1)))]
 
 
 @fused("FastGelu")
 def _fast_gelu(op: Writer, node: Operation) -> Results:
-    x = op.Add(node.x, node.input(1)) if node.has(1) else node.x
+    return [fast_gelu(op, op.Add(node.x, node.input(1)) if node.has(1) else node.x)]
+
+
+def fast_gelu(op: Writer, x: Value) -> Value:
+    """Gelu by tanh."""
     cubic = op.Add(x, op.Mul(op.Mul(op.Mul(x, x), x), op.number(0.044715)))
     inner = op.Tanh(op.Mul(cubic, op.number(math.sqrt(2.0 / math.pi))))
-    return [op.Mul(op.Mul(x, op.number(0.5)), op.Add(inner, op.number(1.0)))]
+    return op.Mul(op.Mul(x, op.number(0.5)), op.Add(inner, op.number(1.0)))
 
 
 @fused("QuickGelu")
@@ -55,7 +60,7 @@ def _quick_gelu(op: Writer, node: Operation) -> Results:
     return [op.Mul(node.x, op.Sigmoid(op.scaled(node.x, node.number("alpha", 1.702))))]
 
 
-def _activated(op: Writer, node: Operation, y: Value, parameters: Sequence[float]) -> Value:
+def activated(op: Writer, node: Operation, y: Value, parameters: Sequence[float]) -> Value:
     """The activation that a Conv, Gemm or MatMul has taken in."""
     name = node.text("activation", "")
     if name in ("", "Relu", "Sigmoid", "Tanh", "Softplus", "Softsign"):
@@ -80,7 +85,7 @@ def _fused_conv(op: Writer, node: Operation) -> Results:
     attributes = {k: v for k, v in node.attributes.items() if k not in taken}
     y = op.emit("Conv", node.inputs[:3], attributes)[0]
     y = op.Add(y, node.input(3)) if node.has(3) else y
-    return [_activated(op, node, y, [float(p) for p in node.attributes.get("activation_params", ())])]
+    return [activated(op, node, y, [float(p) for p in node.attributes.get("activation_params", ())])]
 
 
 @fused("FusedGemm")
@@ -88,7 +93,7 @@ def _fused_gemm(op: Writer, node: Operation) -> Results:
     own = ("alpha", "beta", "transA", "transB")
     y = op.emit("Gemm", node.inputs[:3], {k: v for k, v in node.attributes.items() if k in own})[0]
     names = [n for n in ("activation_alpha", "activation_beta") if n in node.attributes]
-    return [_activated(op, node, y, [float(node.attributes[n]) for n in names])]
+    return [activated(op, node, y, [float(node.attributes[n]) for n in names])]
 
 
 @fused("FusedMatMul", "TransposeMatMul")
@@ -199,17 +204,21 @@ def _group_norm(op: Writer, node: Operation) -> Results:
     x, groups = node.x, node.integer("num_groups", 1)
     if x.shape is None:
         raise unshaped(node, f"the rank of {x.name!r} is")
-    sizes, behind = op.Shape(x), [1] * (len(x.shape) - 2)
+    gain, shift = node.input(1), node.input(2)
+    if op.version < _SCALE_PER_CHANNEL:
+        each = op.Div(op.Gather(op.Shape(x), op.ints(1)), op.ints(groups))
+        spread = op.Concat(op.ints(groups), each, axis=0)
+        gain, shift = (op.Expand(op.Reshape(v, op.ints(-1, 1)), spread) for v in (gain, shift))
+    return [grouped_norm(op, x, len(x.shape), groups, gain, shift, node.number("epsilon", 1e-5))]
+
+
+def grouped_norm(op: Writer, x: Value, n: int, groups: int, gain: Value, shift: Value, epsilon: float) -> Value:
+    """γ·(x - mean)/σ + β of [N, C, …] with n axes, mean and σ per group of channels, γ and β per channel."""
     ones, zeros = (op.constant(np.full(groups, v, op.dtype.numpy())) for v in (1.0, 0.0))
     grouped = op.Reshape(x, op.ints(0, groups, -1))
-    y = op.InstanceNormalization(grouped, ones, zeros, epsilon=node.number("epsilon", 1e-5))
-    y, affine = op.Reshape(y, sizes), [node.input(1), node.input(2)]
-    if op.version < _SCALE_PER_CHANNEL:
-        each = op.Div(op.Gather(sizes, op.ints(1)), op.ints(groups))
-        spread = op.Concat(op.ints(groups), each, axis=0)
-        affine = [op.Expand(op.Reshape(v, op.ints(-1, 1)), spread) for v in affine]
-    gain, shift = (op.Reshape(v, op.ints(-1, *behind)) for v in affine)
-    return [op.Add(op.Mul(y, gain), shift)]
+    y = op.Reshape(op.InstanceNormalization(grouped, ones, zeros, epsilon=epsilon), op.Shape(x))
+    gain, shift = (op.Reshape(v, op.ints(-1, *[1] * (n - 2))) for v in (gain, shift))
+    return op.Add(op.Mul(y, gain), shift)
 
 
 # ------------------------------------------------------------------------------------------- reductions

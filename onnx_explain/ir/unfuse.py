@@ -18,36 +18,27 @@ from onnx_explain.ir.view import Operation, Value
 
 MICROSOFT = "com.microsoft"
 OLDEST = 11  # the opset from which on Range, Slice and Clip mean what they mean today
-_YOUNG = frozenset({"Attention", "EmbedLayerNormalization", "MultiHeadAttention"})
+_YOUNG = frozenset(
+    {"Attention", "EmbedLayerNormalization", "GroupQueryAttention", "MultiHeadAttention", "RotaryEmbedding"}
+)
 _AXES_ARE_INPUTS = 18
 _AXES_OF_UNSQUEEZE = 13
 HAS_LAYER_NORMALIZATION = 17
 Results = Sequence[Value | None]
 Expansion = Callable[["Writer", Operation], Results]
 EXPANSIONS: dict[tuple[str, str], Expansion] = {}
-_GPU = "ONNX Runtime has it for GPUs alone"
 _CACHE = "it keeps keys and values from call to call"
 _BITS = "its weights are packed bits"
 REFUSED = {
-    "BiasAdd": _GPU,
-    "BiasSplitGelu": _GPU,
     "DecoderMaskedMultiHeadAttention": _CACHE,
     "DecoderMaskedSelfAttention": _CACHE,
-    "GemmFastGelu": _GPU,
-    "GroupNorm": _GPU,
-    "GroupQueryAttention": _CACHE,
     "LongformerAttention": "it attends to a moving window",
     "MatMulBnb4": _BITS,
-    "MatMulNBits": _BITS,
     "MoE": "its experts are chosen while it runs",
-    "NhwcConv": _GPU,
-    "NhwcFusedConv": "it is made for one machine's half precision",
     "PackedAttention": "its samples are packed into one",
     "PackedMultiHeadAttention": "its samples are packed into one",
     "PagedAttention": _CACHE,
     "QMoE": _BITS,
-    "RotaryEmbedding": "it is not ONNX's operator of that name",
-    "SkipGroupNorm": _GPU,
     "SparseAttention": "its mask is packed into blocks",
 }
 
@@ -59,7 +50,8 @@ def unfuse(model: ir.Model, shapes: Callable[[ir.Model], Mapping[str, ir.Shape |
 
     Raises UnsupportedOperator where a fused operator is used in a way that its expansion does not cover.
     """
-    from onnx_explain.ir import attention, contrib  # noqa: F401  they fill EXPANSIONS, and are written with what stands here
+    # they fill EXPANSIONS, and are written with what stands here
+    from onnx_explain.ir import attention, contrib, diffusion, grouped, onnx_attention  # noqa: F401
 
     graph = model.graph
     for node in graph:

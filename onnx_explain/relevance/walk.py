@@ -98,13 +98,17 @@ class Walk:
     def lost(self, score: Value) -> Value:
         """All that was absorbed, per sample: [N]."""
         with self.op.serving("absorbed"):
-            parts = [self.per_sample(v) for v in self.absorbed]
+            parts = [self._in_type(self.per_sample(v), score) for v in self.absorbed]
             if not parts:
                 return self.op.typed(self.op.Mul(score, 0.0), score)
             total = parts[0]
             for part in parts[1:]:
                 total = self.op.Add(total, part)
             return total
+
+    def _in_type(self, value: Value, like: Value) -> Value:
+        """In the score's dtype: a file may compute a part of itself in another."""
+        return value if value.dtype == like.dtype else self.op.Cast(value, to=int(like.dtype or 1))
 
     # -- one step back
 
