@@ -106,12 +106,13 @@ def _several(x: torch.Tensor) -> torch.Tensor:
 def truth(row: Architecture, case: Case, folder: Path) -> None:
     """What autograd says: the gradient of every sample's largest output by the inputs (or by the leaf's output)."""
     arrays: dict[str, Any] = {f"input/{n}": x.numpy() for n, x in case.inputs.items()}
-    outputs, index, gradients = derivative(case, None)
+    outputs, index, gradients, leaf = derivative(case, None)
     arrays |= {f"output/{n}": y.detach().numpy() for n, y in zip(case.outputs, outputs)}
+    arrays |= {} if leaf is None else {"value": leaf.detach().numpy()}
     arrays |= {"target": index.numpy()} | {f"gradient/{n}": g.numpy() for n, g in gradients.items()}
     try:
         case.module.double()
-        _, _, exact = derivative(case, index)
+        _, _, exact, _ = derivative(case, index)
         arrays |= {f"exact/{n}": g.numpy() for n, g in exact.items()}
     except RuntimeError as error:
         print(f"{row.name}: no float64 run ({error})", file=sys.stderr)
@@ -122,8 +123,8 @@ def truth(row: Architecture, case: Case, folder: Path) -> None:
 
 def derivative(
     case: Case, index: torch.Tensor | None
-) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, dict[str, torch.Tensor]]:
-    """(outputs, index of the explained element per sample, gradients by name), in the module's own precision."""
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, dict[str, torch.Tensor], torch.Tensor | None]:
+    """(outputs, index of the explained element per sample, gradients by name, the leaf), in the module's own precision."""
     dtype = next(p.dtype for p in case.module.parameters() if p.is_floating_point())
     inputs = {n: x.to(dtype).requires_grad_() if x.is_floating_point() else x for n, x in case.inputs.items()}
     seen: dict[str, torch.Tensor] = {n: x for n, x in inputs.items() if x.is_floating_point()}
@@ -136,7 +137,7 @@ def derivative(
     index = flat.argmax(1) if index is None else index
     score = flat.gather(1, index[:, None]).sum()
     gradients = torch.autograd.grad(score, list(seen.values()), allow_unused=True)
-    return outputs, index, {n: g for n, g in zip(seen, gradients) if g is not None}
+    return outputs, index, {n: g for n, g in zip(seen, gradients) if g is not None}, seen.get("leaf")
 
 
 @contextlib.contextmanager
@@ -148,7 +149,7 @@ def _leaf(case: Case, seen: dict[str, torch.Tensor]) -> Iterator[None]:
 
     def note(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         seen["leaf"] = output.detach().requires_grad_()
-        return seen["leaf"]
+        return seen["leaf"]  # its value is stored too: the tables of a file are told apart by it
 
     handle = case.leaf.register_forward_hook(note)
     try:

@@ -129,12 +129,27 @@ def relevance(path: Path, inputs: Mapping[str, Array], truth: Mapping[str, Array
 def compared(e: Explanation, truth: Mapping[str, Array], kind: str) -> float:
     """The largest difference over all explained tensors, each sample relative to its own largest gradient."""
     wanted = {n.partition("/")[2]: a for n, a in truth.items() if n.startswith(f"{kind}/")}
-    if set(wanted) == {"leaf"} and len(e.relevance) == 1:
-        wanted = {next(iter(e.relevance)): wanted["leaf"]}
+    if set(wanted) == {"leaf"}:
+        name, factor = looked_up(e, truth["value"])
+        wanted = {name: wanted["leaf"] * factor}
     missing = set(wanted) - set(e.relevance)
     if missing:
         raise KeyError(f"no gradient for {sorted(missing)}, only for {sorted(e.relevance)}")
     return max(away(e.relevance[n], a) for n, a in wanted.items())
+
+
+def looked_up(e: Explanation, value: Array) -> tuple[str, float]:
+    """The explained table that holds the leaf's value, and how many times it: Gemma scales what it looks up."""
+    factors = {}
+    for name in e.relevance:
+        x = np.asarray(e.inputs[name], np.float64)
+        if x.shape == value.shape and x.any():
+            factor = float((value * x).sum() / (x * x).sum())
+            if np.abs(value - factor * x).max() <= 1e-4 * np.abs(value).max():
+                factors[name] = factor
+    if len(factors) != 1:
+        raise KeyError(f"the leaf is {len(factors)} of {sorted(e.relevance)}")
+    return next(iter(factors.items()))
 
 
 def own(truth: Mapping[str, Array]) -> float:

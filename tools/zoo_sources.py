@@ -348,6 +348,13 @@ def _timm(name: str) -> Case:
     return Case(module, {"input": picture(2, 3, size, size)})
 
 
+def transformers(whole: bool) -> list[Architecture]:
+    """Small networks of the `transformers` library."""
+    import zoo_transformers
+
+    return zoo_transformers.rows(whole)
+
+
 SOURCES: dict[str, Callable[[bool], list[Architecture]]] = {
     "torchvision": torchvision_classification,
     "torchvision-segmentation": torchvision_segmentation,
@@ -355,6 +362,7 @@ SOURCES: dict[str, Callable[[bool], list[Architecture]]] = {
     "torchvision-video": torchvision_video,
     "torchvision-flow": torchvision_flow,
     "timm": timm_classification,
+    "transformers": transformers,
 }
 
 
