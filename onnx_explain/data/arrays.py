@@ -17,22 +17,39 @@ from onnx_explain.errors import InputError
 
 def array_samples(path: Path, specs: Sequence[InputSpec], name: str) -> Iterator[Sample]:
     """The samples of an ``.npy`` or ``.npz`` file; InputError."""
-    rows = {spec.name: _checked(path, spec, array) for spec, array in zip(specs, _arrays(path, specs))}
+    return samples_of(path, specs, dict(zip((s.name for s in specs), _arrays(path, specs))), name)
+
+
+def samples_of(
+    path: Path,
+    specs: Sequence[InputSpec],
+    arrays: Mapping[str, Array],
+    name: str,
+    names: Mapping[str, tuple[str, ...]] | None = None,
+) -> Iterator[Sample]:
+    """One array per input as samples, once everything is checked; ``names``: of features or channels, by input."""
+    rows = {spec.name: _checked(path, spec, arrays[spec.name]) for spec in specs}
     counts = {k: len(r) for k, r in rows.items()}
     if len(set(counts.values())) != 1:
         listed = ", ".join(f"{k!r} {n}" for k, n in counts.items())
         raise InputError(f"{path}: the arrays hold different numbers of samples ({listed}): give each input as many.")
-    return _rows(rows, specs, next(iter(counts.values())), name)
+    return _rows(rows, specs, next(iter(counts.values())), name, names or {})
 
 
-def _rows(rows: Mapping[str, Array], specs: Sequence[InputSpec], count: int, name: str) -> Iterator[Sample]:
+def _rows(
+    rows: Mapping[str, Array],
+    specs: Sequence[InputSpec],
+    count: int,
+    name: str,
+    names: Mapping[str, tuple[str, ...]],
+) -> Iterator[Sample]:
     digits = len(str(count - 1))
     for i in range(count):
         feeds = {
             s.name: cast(rows[s.name][i : i + 1], s.dtype).reshape((1,) * bool(s.shape) + rows[s.name].shape[1:])
             for s in specs
         }
-        yield Sample(name if count == 1 else f"{name}-{i:0{digits}d}", feeds)
+        yield Sample(name if count == 1 else f"{name}-{i:0{digits}d}", feeds, names=names)
 
 
 def _arrays(path: Path, specs: Sequence[InputSpec]) -> list[Array]:
@@ -87,6 +104,8 @@ def _checked(path: Path, spec: InputSpec, array: Array) -> Array:
     rows = array if batched else array[None]
     if rows.size == 0:
         raise InputError(f"{where} is {list(array.shape)} and holds no values: give at least one sample.")
+    if spec.dtype.kind == "O" and array.dtype.kind in "OU":
+        return rows
     _check_kind(where, array.dtype, spec)
     _check_values(where, rows, spec, batched)
     return rows

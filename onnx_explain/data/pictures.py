@@ -77,7 +77,7 @@ def _decoded(path: Path) -> Image.Image:
                 return _eight_bit(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{path}: not a picture of a known format ({', '.join(_FORMATS)}), nor .npy or .npz."
+            f"{path}: not a picture of a known format ({', '.join(_FORMATS)}), nor an array (.npy, .npz) or table (.csv, .tsv)."
         ) from error
     except Image.DecompressionBombError as error:
         raise InputError(

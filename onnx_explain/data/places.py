@@ -11,12 +11,13 @@ from onnx_explain.errors import InputError
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
+TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 
 
 def find_inputs(arguments: Sequence[str | Path]) -> list[Path]:
     """Return the files that ``arguments`` (files, folders, globs) name: in their order, each file once.
 
-    A folder or a glob gives its pictures and arrays (by suffix), naturally sorted (2 before 10), without hidden files
+    A folder or a glob gives its pictures, arrays and tables (by suffix), naturally sorted (2 before 10), without hidden files
     and without subfolders; a file that is named itself is taken whatever its suffix.
 
     Raises InputError: a path that does not exist or cannot be read, or nothing found.
@@ -26,7 +27,9 @@ def find_inputs(arguments: Sequence[str | Path]) -> list[Path]:
         for path in _expand(Path(argument)):
             found.setdefault(path.resolve(), path)
     if not found:
-        raise InputError("No input was given: name picture files, .npy/.npz files, folders or globs.")
+        raise InputError(
+            "No input was given: name pictures, arrays (.npy, .npz), tables (.csv, .tsv), folders or globs."
+        )
     return list(found.values())
 
 
@@ -41,12 +44,12 @@ def _expand(path: Path) -> list[Path]:
             candidates, what = list(anchor.glob(str(path.relative_to(anchor)))), "pattern"
         else:
             raise InputError(f"The input {str(path)!r} does not exist.")
-        known = PICTURE_SUFFIXES | ARRAY_SUFFIXES
+        known = PICTURE_SUFFIXES | ARRAY_SUFFIXES | TABLE_SUFFIXES
         files = [p for p in candidates if p.suffix.lower() in known and p.name[0] != "." and p.is_file()]
     except (OSError, ValueError, NotImplementedError) as error:
         raise InputError(f"The input {str(path)!r} cannot be read: {reason(error)}.") from error
     if not files:
-        raise InputError(f"The {what} {str(path)!r} holds no picture and no .npy or .npz file.")
+        raise InputError(f"The {what} {str(path)!r} holds no picture, array (.npy, .npz) or table (.csv, .tsv).")
     return sorted(files, key=_natural)
 
 

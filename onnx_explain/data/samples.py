@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnx_explain.data.preprocessing import Frame
 from onnx_explain.data.specs import Array
+from onnx_explain.data.tokens import Text
 
 
 @dataclass(frozen=True)
@@ -16,10 +18,13 @@ class Sample:
     """One thing to explain: a name for its results, an array [1, ...] per input, and for a picture what the model saw.
 
     picture: uint8 [H, W, 3] RGB at the model's resolution, after resizing, before scaling; None for arrays. frame: which
-    part of the file's picture that is.
+    part of the file's picture that is. names: of features or channels, by input, where the file has them. text: what the ids
+    were made of.
     """
 
     name: str
     feeds: dict[str, Array]
     picture: NDArray[np.uint8] | None = None
     frame: Frame | None = None
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    text: Text | None = None

@@ -19,13 +19,15 @@ Layout: TypeAlias = Literal["NCHW", "NHWC"]
 class InputSpec:
     """One input of a model: its name, its shape (``None`` = dynamic; axis 0 is the batch), its dtype.
 
-    ``stated_layout`` overrides the layout that :attr:`layout` reads from the shape of a rank-4 input.
+    ``stated_layout`` overrides the layout that :attr:`layout` reads from the shape of a rank-4 input; ``channels_axis``:
+    of a signal [N, C, T] or [N, T, C], 1 or 2, where that is known.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any]
     stated_layout: Layout | None = None
+    channels_axis: int | None = None
 
     def __post_init__(self) -> None:
         """Raise InputError where ``stated_layout`` is unknown or cannot be this input's."""

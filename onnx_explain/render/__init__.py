@@ -27,11 +27,31 @@ from onnx_explain.render.features import figure_features
 from onnx_explain.render.images import figure_image, figure_images, figure_volume
 from onnx_explain.render.page import AGAINST, FIGURE_SUFFIXES, SUPPORTS, save_figure, save_png
 from onnx_explain.render.signals import figure_signal
+from onnx_explain.render.tokens import Part, figure_tokens, page_of_tokens, strengths, visible
 
 __all__ = [
-    "AGAINST", "FIGURE_SUFFIXES", "SUPPORTS", "Picture", "as_picture", "colourise", "figure_features", "figure_images",
-    "figure_signal", "heatmap", "normalise", "overlay", "plot", "save_figure", "save_png", "scale_of",
-]  # fmt: skip
+    "AGAINST",
+    "FIGURE_SUFFIXES",
+    "SUPPORTS",
+    "Part",
+    "Picture",
+    "as_picture",
+    "colourise",
+    "figure_features",
+    "figure_images",
+    "figure_signal",
+    "figure_tokens",
+    "heatmap",
+    "normalise",
+    "overlay",
+    "page_of_tokens",
+    "plot",
+    "save_figure",
+    "save_png",
+    "scale_of",
+    "strengths",
+    "visible",
+]
 
 
 def plot(

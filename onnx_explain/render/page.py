@@ -98,6 +98,19 @@ class Page:
             spine.set(color=self.theme.edge, linewidth=0.6)
         return axes
 
+    def box(self, left: float, top: float, width: float, height: float, colour: str, strength: float) -> None:
+        """A rounded ground for a text at this place of the body, as strong as `strength` in [0, 1]."""
+        from matplotlib.patches import FancyBboxPatch
+
+        if width <= 0 or strength <= 0:
+            return
+        scale = self.figure.dpi_scale_trans
+        corner = (left, self._height - self._top - top - height)
+        style = "round,pad=0,rounding_size=0.03"
+        shape = FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=(*rgb(colour), 0.75 * strength), lw=0)
+        shape.set_transform(scale)
+        self.figure.add_artist(shape)
+
     def text(self, x: float, y: float, text: str, size: float, *, muted: bool = False, **options: Any) -> None:
         """Write at this place of the body; ``$`` is a dollar, never a formula."""
         colour = self.theme.muted if muted else self.theme.text

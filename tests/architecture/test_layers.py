@@ -36,6 +36,7 @@ LAYERS = {
     "fitting": 6.9,
     "perturbation": 6.9,
     "explainer": 7,
+    "text": 7.2,
     "metrics": 7.5,
     "evaluation": 7.7,
     "cli": 8,
