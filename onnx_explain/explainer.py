@@ -40,7 +40,7 @@ from onnx_explain.ir.model import Source, load, serialise, write
 from onnx_explain.methods import Composite, Seed, resolve
 from onnx_explain.methods.ensemble import Ensemble
 from onnx_explain.methods.perturbation import Perturbation
-from onnx_explain.path import channel_axis, wrt_inputs
+from onnx_explain.path import channel_axis, slides, wrt_inputs
 from onnx_explain.prepared import Array, Backend, Outcome, Prepared, foreseen
 from onnx_explain.relevance import Options, RelevanceGraph, Request, Row, build, build_several, plan, vector_jacobian
 from onnx_explain.target import Parsed, parse
@@ -205,6 +205,7 @@ class _Explains:
             notes=self.notes,
             entries=entries,
             selected=selected,
+            signals=tuple(n for n in relevance if slides(canonical, n)),
         )
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ import numpy.typing as npt
 from onnx_explain.errors import InputError, OutputError, suggest
 from onnx_explain.files import draft
 from onnx_explain.version import __version__
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Array = npt.NDArray[Any]
 
@@ -46,6 +49,8 @@ class Explanation:
     gradients turned into relevance, of methods that look at one. notes: sentences on how it ran: on the CPU in place of a
     GPU, in smaller batches. entries: relevance of every entry of an integer input, in that input's shape: what arrived at
     the embeddings that the entry selects, summed over their features. selected: those embeddings.
+    names: of features or channels, by input; for pictures and files, nothing else reads them. signals: inputs [N, T] that
+    windows slide along.
     """
 
     relevance: dict[str, Array]
@@ -65,6 +70,8 @@ class Explanation:
     notes: tuple[str, ...] = ()
     entries: dict[str, Array] = field(default_factory=dict)
     selected: tuple[str, ...] = ()
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    signals: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -78,6 +85,10 @@ class Explanation:
         """
         own = {n: r for n, r in self.relevance.items() if n not in self.selected}
         return own | self.entries
+
+    def of(self, name: str) -> Array:
+        """The relevance of an input, or of a tensor explained: per entry where that input is of integers."""
+        return self.entries[name] if name in self.entries else self.relevance[name]
 
     def heatmap(self, input: str | None = None) -> Array:  # noqa: A002 - ONNX's own word
         """Relevance with the channel axis summed (for `saliency` the largest): [N, H, W]; else as it is."""
@@ -101,28 +112,50 @@ class Explanation:
         names: Sequence[str] | None = None,
         title: str | None = None,
         dark: bool = False,
+        rate: float | None = None,
     ) -> None:
         """Draw one sample into a .png, .svg or .pdf file: a picture beside its heat map, a signal's line, a row's bars.
 
         picture: uint8 [h, w, 3], shown in place of the input's own values. names: of features or channels. title: by
-        default the method and the explained element.
+        default the method and the explained element. rate: a signal's samples per second. Ids [N, T] without names are
+        drawn as a bar per position.
 
         Raises InputError: no such sample or input, or an input of a rank that cannot be drawn. OutputError: no place.
         """
         from onnx_explain import render
 
+        figure = self.figure(
+            sample=sample, input=input, picture=picture, names=names, title=title, dark=dark, rate=rate
+        )
+        render.save_figure(figure, Path(path))
+
+    def figure(
+        self,
+        *,
+        sample: int = 0,
+        input: str | None = None,  # noqa: A002
+        picture: npt.NDArray[np.uint8] | None = None,
+        names: Sequence[str] | None = None,
+        title: str | None = None,
+        dark: bool = False,
+        rate: float | None = None,
+    ) -> Figure:
+        """As `plot`, as a figure of matplotlib."""
+        from onnx_explain import render
+
         name = self._input(input)
         if not 0 <= sample < len(self):
             raise InputError(f"There is no sample {sample}: the explanation holds {len(self)}.")
-        render.plot(
+        told = self.names.get(name) if names is None else names
+        return render.figure_of(
             self.inputs[name][sample : sample + 1],
-            self.relevance[name][sample : sample + 1],
-            Path(path),
-            layout=self._layout(name),
+            self.of(name)[sample : sample + 1],
+            layout=self.layout(name, named=bool(told)),
             picture=picture,
-            names=names,
+            names=told,
             title=title or f"{self.method}: {self.target.tensor}[{int(self.target.index[sample])}]",
             dark=dark,
+            rate=rate,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -139,6 +172,7 @@ class Explanation:
                 save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, whole, {"onnx_explain": notes})
             else:
                 entries: dict[str, Any] = {**arrays, "metadata": np.asarray(notes)}
+                entries |= {f"names/{n}": np.asarray(list(names)) for n, names in self.names.items()}
                 np.savez_compressed(whole, **entries)
 
     def arrays(self) -> dict[str, Array]:
@@ -168,11 +202,18 @@ class Explanation:
             "seconds": self.seconds,
             "completeness": None if self.completeness is None else [float(c) for c in self.completeness],
             "layer": self.layer,
+            "names": {n: list(names) for n, names in self.names.items()},
         }
 
-    def _layout(self, name: str) -> str | None:
-        """A letter per axis, as `render.plot` reads them; None of a rank that it does not know."""
-        axis, plain = self.channel_axis.get(name), {3: "NT", 4: "NHW", 5: "NDHW"}.get(self.relevance[name].ndim)
+    def layout(self, name: str, *, named: bool = False) -> str | None:
+        """A letter per axis of an input, as `render.plot` reads them; None of a rank that it does not know.
+
+        named: its entries have names.
+        """
+        r, axis = self.of(name), self.channel_axis.get(name)
+        if r.ndim == 2:
+            return "NP" if name in self.entries and not named else "NT" if name in self.signals and not named else "NF"
+        plain = {3: "NT", 4: "NHW", 5: "NDHW"}.get(r.ndim)
         if plain is None:
             return None
         return plain[: axis or 1] + "C" + plain[axis or 1 :]

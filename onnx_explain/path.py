@@ -251,6 +251,18 @@ def channel_axis(model: ir.Model, name: str, shape: Sequence[int]) -> int | None
     return next((a for a in (1, len(shape) - 1) if shape[a] in (1, 3, 4)), 1)
 
 
+def slides(model: ir.Model, name: str) -> bool:
+    """Whether windows slide along the last axis of an input [N, T]: a signal without an axis for its channel."""
+    value = next((v for v in model.graph.inputs if v.name == name and v.shape is not None and len(v.shape) == 2), None)
+    while value is not None:
+        readers = [u.node for u in value.uses() if not _inert(u.node)]
+        if any(_windowed(n) for n in readers):
+            return True
+        found = find(Operation.of(readers[0])) if len(readers) == 1 else None
+        value = readers[0].outputs[0] if found is not None and found.keeps_order else None
+    return False
+
+
 def _inert(node: ir.Node) -> bool:
     found = find(Operation.of(node))
     return found is not None and found.inert

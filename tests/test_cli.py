@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from onnx_explain import METHODS, __version__
 from onnx_explain.cli import app, arguments, console, explaining
 from onnx_explain.cli.explaining import Job
+from onnx_explain.cli.reading import Given
 from onnx_explain.errors import InputError, MethodError, TargetError
 from onnx_explain.methods import FAMILIES
 
@@ -632,5 +633,5 @@ def test_memory_stays_bounded_by_the_batch(place: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         explaining, "_explain", lambda e, batch, *rest: seen.append(len(batch)) or original(e, batch, *rest)
     )
-    explaining.run(Job(Path("cnn.onnx"), ["many.npy"], Path("out"), ["gradient"], batch_size=8, overlay=False))
+    explaining.run(Job(Path("cnn.onnx"), Given(["many.npy"]), Path("out"), ["gradient"], batch_size=8, overlay=False))
     assert seen == [8, 8, 4]

@@ -66,12 +66,15 @@ def demo(out: given.OutFolder = Path("demo"), dark: given.Dark = False, json: gi
         "explain net.onnx photos/ -m rap -m gradient --labels names.txt",
         "explain net.onnx cat.jpg -m lrp-gamma -O gamma=0.1 -t 281",
         "explain yolo.onnx street.png -t 'scores[0,17,3]'",
-        "explain ecg.onnx beats.npy -m input-x-gradient --json",
+        "explain ecg.onnx beats.npy -m input-x-gradient --sampling-rate 360",
+        "explain sentiment.onnx --tokenizer tokenizer.json --text 'a good film' -m attn-lrp",
+        "explain credit.onnx clients.csv --json",
+        "explain skin.onnx --input image=mole.png --input age=age.npy",
     )
 )
 def explain(
     model: given.ModelFile,
-    inputs: given.InputFiles,
+    inputs: given.InputFiles = None,
     method: given.MethodNames = [DEFAULT_METHOD],  # noqa: B006 - typer reads the default and never changes it
     option: given.OptionPairs = None,
     patterns: given.Patterns = None,
@@ -90,6 +93,13 @@ def explain(
     std: given.Std = None,
     channel_order: given.Order = None,
     resize: given.ResizeName = None,
+    each: given.EachInput = None,
+    text: given.Texts = None,
+    tokenizer: given.TokenizerFile = None,
+    feed: given.Feeds = None,
+    max_tokens: given.MaxTokens = None,
+    features: given.Features = None,
+    sampling_rate: given.SamplingRate = None,
     batch_size: given.BatchSize = 8,
     threads: given.Threads = None,
     device: given.DeviceName = given.Device.CPU,
@@ -99,7 +109,7 @@ def explain(
     dark: given.Dark = False,
     json: given.AsJson = False,
 ) -> None:
-    """Explain pictures or arrays: heat maps, overlays and relevance arrays.
+    """Explain pictures, arrays, texts, tables and signals: heat maps and relevance arrays.
 
     Results go to DIR/<input>/: overview.png with all maps side by side, and
     per method <method>.png, <method>-overlay.png and <method>.npz.
@@ -114,7 +124,7 @@ def explain(
         fields |= {"channel_order": _text(channel_order), "resize": _text(resize)}
         job = Job(
             model,
-            inputs,
+            arguments.inputs(inputs or [], each, text, tokenizer, feed, max_tokens, features),
             out,
             method,
             options=_options(option, patterns, hostile),
@@ -134,6 +144,7 @@ def explain(
             input_shapes=arguments.input_shapes(input_shape or []),
             overlay=overlay,
             dark=dark,
+            rate=sampling_rate,
         )
         report.explain(job, as_json=json)
 
@@ -146,7 +157,7 @@ def explain(
 )
 def compare(
     model: given.ModelFile,
-    input: given.OneInput,  # noqa: A002 - ONNX's own word
+    input: given.OneInput = None,  # noqa: A002 - ONNX's own word
     methods: given.MethodList = "all",
     option: given.OptionPairs = None,
     patterns: given.Patterns = None,
@@ -164,6 +175,13 @@ def compare(
     std: given.Std = None,
     channel_order: given.Order = None,
     resize: given.ResizeName = None,
+    each: given.EachInput = None,
+    text: given.Texts = None,
+    tokenizer: given.TokenizerFile = None,
+    feed: given.Feeds = None,
+    max_tokens: given.MaxTokens = None,
+    features: given.Features = None,
+    sampling_rate: given.SamplingRate = None,
     batch_size: given.BatchSize = 8,
     threads: given.Threads = None,
     out: given.OutFigure = Path("compare.png"),
@@ -171,7 +189,7 @@ def compare(
     dark: given.Dark = False,
     json: given.AsJson = False,
 ) -> None:
-    """Draw one picture under many methods, in one figure.
+    """Draw one picture, text, signal or row under many methods, in one figure.
 
     Below each method's name stands how far its relevance is from adding up,
     where it is meant to, and its time. Under all, a method that cannot answer
@@ -183,7 +201,7 @@ def compare(
 
         job = Job(
             model,
-            [input],
+            arguments.inputs([input] if input else [], each, text, tokenizer, feed, max_tokens, features),
             out.parent,
             [m.strip() for m in methods.split(",") if m.strip()],
             options=_options(option, patterns, hostile),
@@ -200,6 +218,7 @@ def compare(
             input_shapes=arguments.input_shapes(input_shape or []),
             overlay=overlay,
             dark=dark,
+            rate=sampling_rate,
         )
         report.compare(job, out, as_json=json)
 

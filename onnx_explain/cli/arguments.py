@@ -6,8 +6,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from onnx_explain.cli.reading import Given
+from onnx_explain.data import read_labels
 from onnx_explain.errors import InputError, MethodError, TargetError, suggest
 
 ARGMAX = "argmax"
@@ -75,6 +78,52 @@ def input_shapes(texts: Sequence[str]) -> dict[str, list[int | None]]:
             )
         found[match["name"]] = [int(s) if s.isdigit() else None for s in sizes]
     return found
+
+
+def inputs(
+    files: Sequence[str],
+    each: Sequence[str] | None,
+    texts: Sequence[str] | None,
+    tokenizer: Path | None,
+    feed: Sequence[str] | None,
+    most: int | None,
+    features: str | None,
+) -> Given:
+    """What is to be explained, as it was given. Raises InputError."""
+    return Given(
+        files,
+        texts or (),
+        tokenizer,
+        pairs(feed or (), "--feed", "input_ids=ids"),
+        most,
+        {name: Path(file) for name, file in pairs(each or (), "--input", "image=cat.png").items()},
+        listed(features) if features else (),
+    )
+
+
+def pairs(texts: Sequence[str], option: str, example: str) -> dict[str, str]:
+    """``["a=b"]`` as {a: b}. Raises InputError: no ``=``, or a name given twice."""
+    found: dict[str, str] = {}
+    for text in texts:
+        # a name of ONNX may hold "=" as little as it may hold nothing; a file's may
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value):
+            raise InputError(f"{option} {text!r} is not understood; write NAME=VALUE, such as {example}.")
+        if name in found:
+            raise InputError(f"{option} {name} is given twice.")
+        found[name] = value
+    return found
+
+
+def listed(text: str) -> list[str]:
+    """Names: those of a file (one per line, or JSON), or those between commas. Raises InputError: none, or one twice."""
+    path = Path(text)
+    names = read_labels(path) if "," not in text and path.is_file() else [n.strip() for n in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise InputError(
+            f"--features {text[:80]!r} must name every feature once: a list a,b,c, or a file with one per line."
+        )
+    return names
 
 
 def hostile(text: str) -> list[int] | str:

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from onnx_explain import render
 from onnx_explain.cli import console
 from onnx_explain.cli.arguments import Aim, aims, shared_options
-from onnx_explain.cli.explaining import Job, feeds_of, input_specs, single
+from onnx_explain.cli.explaining import Job, single
 from onnx_explain.cli.labels import embedded_preset, labels_of
-from onnx_explain.cli.results import Named, Record, picture_map, record_of, shown, write_bytes
-from onnx_explain.data import Sample, find_inputs, load, preprocessing, sample_names
+from onnx_explain.cli.reading import feeds_of, input_specs
+from onnx_explain.cli.results import Named, Record, picture_map, record_of, shown, single_values, write_bytes
+from onnx_explain.data import Sample, preprocessing
 from onnx_explain.errors import ExplainError, InputError, OutputError
 from onnx_explain.explainer import Explainer
 from onnx_explain.explanation import Explanation
 from onnx_explain.files import target_path
 from onnx_explain.methods import FAMILIES, METHODS, resolve
+from onnx_explain.text import parts_of
 from onnx_explain.version import __version__
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ALL = "all"
 _SUFFIXES = (".png", ".svg", ".pdf")
@@ -59,7 +67,7 @@ def compare(job: Job, figure: Path, *, progress: Progress | None = None) -> Comp
     if figure.suffix.lower() not in _SUFFIXES:
         raise OutputError(f"{figure}: a figure is a .png, .svg or .pdf file; give it one of these suffixes.")
     place = target_path(figure)
-    read = {Path(p).resolve() for p in (job.model, *find_inputs(job.inputs), *([job.labels] if job.labels else []))}
+    read = {Path(p).resolve() for p in (job.model, *job.inputs.read(), *([job.labels] if job.labels else []))}
     if {place.resolve(), place.with_suffix(".json").resolve()} & read:
         raise OutputError(
             f"{figure} (or the .json beside it) is one of the files to read; name another one with --out."
@@ -99,7 +107,7 @@ def run(job: Job, place: Path, progress: Progress | None = None) -> Compared:
     if not found:
         raise InputError(f"No method could explain this input: {next(iter(left_out.values()))}")
     records = [record_of(sample, path, Named(n, aim.text, METHODS[n], e), labels) for n, e in found.items()]
-    _draw(sample, found, records, place, dark=job.dark, overlays=job.overlay)
+    _draw(sample, found, records, place, dark=job.dark, overlays=job.overlay, rate=job.rate)
     return Compared(job.model, records, left_out, sha256)
 
 
@@ -123,9 +131,6 @@ def _explainer(job: Job, name: str, options: Mapping[str, Any]) -> Explainer:
 
 def _the_input(job: Job) -> tuple[Sample, Path, Aim, list[str], dict[str, int]]:
     """The one sample to draw, where it came from, its target, the class names, and stated channel axes."""
-    paths = find_inputs(job.inputs)
-    if len(paths) != 1:
-        raise InputError(f"compare draws one input, but {len(paths)} were given; call it once for each.")
     explainer = Explainer(
         job.model, "gradient", output=job.output, logits=job.logits, input_shapes=job.input_shapes or None
     )
@@ -135,23 +140,22 @@ def _the_input(job: Job) -> tuple[Sample, Path, Aim, list[str], dict[str, int]]:
         raise InputError(f"compare explains one target, but {len(wanted)} were given; call it once for each.")
     specs = input_specs(explainer, job.input_shapes, job.layout)
     read = (job.preprocessing or preprocessing)(embedded_preset(explainer))
-    [name] = sample_names(paths)
-    samples = list(load(paths[0], specs, read, layout=job.layout, name=name))
-    if len(samples) != 1:
-        raise InputError(
-            f"{paths[0]} holds {len(samples)} samples, but compare draws one; save the one to look at alone."
-        )
+    found = list(islice(job.inputs.samples(specs, read, job.layout), 2))
+    if len(found) != 1:
+        raise InputError("compare draws one input, but several samples were given; call it once for each, saved alone.")
+    [(_, source, sample)] = found
     sizes = {s.name: len(s.shape) for s in specs}
     axes = {} if job.layout is None else {n: {"NCHW": 1, "NHWC": 3}[job.layout] for n, k in sizes.items() if k == 4}
-    feeds, _ = feeds_of(samples, specs)
-    return replace(samples[0], feeds=feeds), paths[0], wanted[0], labels, axes
+    feeds, _ = feeds_of([sample], specs)
+    return replace(sample, feeds=feeds), source, wanted[0], labels, axes
 
 
 def _one(explainer: Explainer, sample: Sample, aim: Aim, axes: Mapping[str, int]) -> Explanation:
     whole = explainer(sample.feeds, aim.target)
     if whole.seconds < _WARM:  # the first run pays for the runtime's memory; the second is the method's own time
         whole = explainer(sample.feeds, aim.target)
-    return single(replace(whole, channel_axis={**whole.channel_axis, **axes}), 0, len(whole))
+    whole = replace(whole, channel_axis={**whole.channel_axis, **axes}, names=sample.names)
+    return single(whole, 0, len(whole))
 
 
 def _draw(
@@ -162,20 +166,54 @@ def _draw(
     *,
     dark: bool,
     overlays: bool,
+    rate: float | None,
 ) -> None:
+    """One figure of the first input that is drawn: of pictures, of a text, of a signal, or of features."""
     first = next(iter(found.values()))
-    name = next((n for n in first.relevance if picture_map(first, n) is not None), None)
     title = f"{sample.name}: {records[0].explained}"
-    if name is None:
-        raise InputError(
-            "compare draws pictures, but no input of the model is one; `onnx-explain explain` draws signals and rows of features."
-        )
-    heats = {m: h for m, e in found.items() for h in [picture_map(e, name)] if h is not None}
     notes = {r.method: caption(r) for r in records}
-    figure = render.figure_images(
-        shown(sample, first, name), heats, title=title, dark=dark, overlays=overlays, notes=notes
-    )
+    pictured = next((n for n in first.drawn if picture_map(first, n) is not None), None)
+    read = next((n for n in first.drawn if n in sample.texts), None)
+    if pictured is not None:
+        heats = {m: h for m, e in found.items() for h in [picture_map(e, pictured)] if h is not None}
+        seen = shown(sample, first, pictured)
+        figure = render.figure_images(seen, heats, title=title, dark=dark, overlays=overlays, notes=notes)
+    elif read is not None:
+        texts = {m: parts_of(sample.texts[read], e.of(read)[0]) for m, e in found.items()}
+        figure = render.figure_texts(texts, title=title, dark=dark, notes=notes)
+    else:
+        figure = _bands(first, found, title, notes, dark=dark, rate=rate)
     render.save_figure(figure, place)
+
+
+def _bands(
+    first: Explanation,
+    found: Mapping[str, Explanation],
+    title: str,
+    notes: Mapping[str, str],
+    *,
+    dark: bool,
+    rate: float | None,
+) -> Figure:
+    """A row of features or a signal: a band per method."""
+    columns = single_values(first)
+    if columns:
+        maps = {m: np.concatenate([e.of(n).ravel() for n in columns]) for m, e in found.items()}
+        names = [", ".join(first.names.get(n, (n,))) for n in columns]
+        return render.figure_bands(maps, names=names, title=title, dark=dark, notes=notes)
+    name = next(iter(first.drawn))
+    letters = first.layout(name, named=name in first.names) or ""
+    if letters not in ("NF", "NP", "NT", "NCT", "NTC"):
+        raise InputError(
+            f"compare draws pictures, texts, signals and rows of features, but {name!r} is {list(first.of(name).shape)}."
+        )
+    maps = {m: e.heatmap(name)[0] for m, e in found.items()}
+    names_of = first.names.get(name) or [f"[{i}]" for i in range(first.of(name).shape[-1])]
+    if letters == "NF":
+        return render.figure_bands(maps, names=names_of, title=title, dark=dark, notes=notes)
+    x = first.inputs[name][0]
+    signal = None if letters == "NP" else x.T if letters == "NTC" else x
+    return render.figure_bands(maps, signal=signal, title=title, dark=dark, notes=notes, rate=rate)
 
 
 def _print(compared: Compared, figure: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from onnx_explain.cli import console, report
 from onnx_explain.cli.explaining import Job
 from onnx_explain.cli.explaining import run as run_job
+from onnx_explain.cli.reading import Given
 from onnx_explain.cli.results import OVERVIEW, Record, make_folder, write_bytes
 from onnx_explain.errors import ModelError
 from onnx_explain.explainer import Explainer
@@ -42,7 +43,7 @@ def run(out: Path, *, dark: bool = False, as_json: bool = False) -> None:
         write_bytes(out / name, _bundled(name))
     options = {"low": 0.0, "high": 1.0}  # of the picture's values, for the box rules
     finished = run_job(
-        Job(out / MODEL, [out / PICTURE], out, METHODS, options=options, dark=dark, folder_per_input=False)
+        Job(out / MODEL, Given([out / PICTURE]), out, METHODS, options=options, dark=dark, folder_per_input=False)
     )
     written = Explainer(out / MODEL, CONVERTED).convert(out / EXPLAINED)
     document = report.explain_document(out / MODEL, out, finished)

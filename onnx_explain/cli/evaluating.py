@@ -12,8 +12,8 @@ from typing import Any, Literal
 from onnx_explain.annotations import LabelFile, source_of
 from onnx_explain.cli import console
 from onnx_explain.cli.arguments import shared_options
-from onnx_explain.cli.explaining import input_specs
 from onnx_explain.cli.labels import embedded_preset, labels_of
+from onnx_explain.cli.reading import input_specs
 from onnx_explain.data import Layout, Preprocessing, find_inputs
 from onnx_explain.errors import InputError, MethodError
 from onnx_explain.evaluation import (

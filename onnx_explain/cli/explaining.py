@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from onnx_explain.cli.arguments import Aim, aims, shared_options
+from onnx_explain.cli.reading import Given, Item, feeds_of, input_specs
 from onnx_explain.cli.results import Named, Record, Results
-from onnx_explain.data import Array, InputSpec, Layout, Preprocessing, Sample, find_inputs, load, sample_names
+from onnx_explain.data import Array, InputSpec, Layout, Preprocessing, Sample
 from onnx_explain.errors import ExplainError
 from onnx_explain.explainer import Explainer, Explainers
 from onnx_explain.explanation import Explanation, Target
 from onnx_explain.ir.view import dims
 from onnx_explain.methods import METHODS, Seed, resolve
-from onnx_explain.path import channel_axis, explained_tensor
+from onnx_explain.path import explained_tensor
 
 Progress = Callable[[int, int], None]  # inputs finished, inputs in all
 
@@ -31,7 +29,7 @@ class Job:
     """Everything `explain` was asked for, read and checked, but for what needs the model."""
 
     model: Path
-    inputs: Sequence[str | Path]
+    inputs: Given
     out: Path
     methods: Sequence[str]
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -52,6 +50,7 @@ class Job:
     overlay: bool = True
     dark: bool = False
     folder_per_input: bool = True
+    rate: float | None = None  # samples per second of a signal
 
 
 @dataclass(frozen=True)
@@ -69,16 +68,22 @@ def run(job: Job, progress: Progress | None = None) -> Finished:
     """Explain every input of the job under every method and target; raises ExplainError, with finished inputs kept."""
     from onnx_explain.cli.labels import embedded_preset, labels_of
 
-    paths = find_inputs(job.inputs)
+    read = job.inputs.read()
     explainers = _explainers(job)
     labels = labels_of(explainers, job.labels)
     wanted = aims(job.targets, labels)
     specs = input_specs(explainers, job.input_shapes, job.layout)
     make = job.preprocessing or _default_preprocessing
-    samples = _samples(paths, specs, make(embedded_preset(explainers)), job.layout)
-    protected = [job.model, *paths, *([job.labels] if job.labels else [])]
+    samples = job.inputs.samples(specs, make(embedded_preset(explainers)), job.layout)
+    protected = [job.model, *read, *([job.labels] if job.labels else [])]
     results = Results(
-        job.out, protected, labels=labels, overlay=job.overlay, dark=job.dark, nested=job.folder_per_input
+        job.out,
+        protected,
+        labels=labels,
+        overlay=job.overlay,
+        dark=job.dark,
+        nested=job.folder_per_input,
+        rate=job.rate,
     )
     records: list[Record] = []
     inputs = 0
@@ -86,14 +91,14 @@ def run(job: Job, progress: Progress | None = None) -> Finished:
         found = _explain(explainers, batch, wanted, specs, job.layout)
         for i, (_, path, sample) in enumerate(batch):
             named = [
-                Named(name, aim.text, METHODS[name], row[m][i])
+                Named(name, aim.text, METHODS[name], replace(row[m][i], names=sample.names))
                 for m, name in enumerate(explainers.methods)
                 for aim, row in zip(wanted, found)
             ]
             records += results.write(sample, path, named, several_targets=len(wanted) > 1)
             inputs += 1
         if progress is not None:
-            progress(batch[-1][0] + 1, len(paths))
+            progress(batch[-1][0] + 1, max(1, len(read)))
     return Finished(records, explainers.sha256, inputs, len(labels), explainers.notes)
 
 
@@ -117,42 +122,10 @@ def _explainers(job: Job) -> Explainers:
 # ------------------------------------------------------------------------------------------- inputs
 
 
-def input_specs(
-    explainer: Explainer | Explainers, shapes: Mapping[str, Sequence[int | None]], layout: Layout | None
-) -> list[InputSpec]:
-    """The model's inputs as data is fitted to them; the graph says where the channels are, where the shape does not."""
-    specs = []
-    for name, (shape, dtype) in explainer.inputs.items():
-        given = shapes.get(name, ())
-        sizes = tuple(s if s is not None else g for s, g in zip_longest(shape, given)) if shape or given else shape
-        spec = InputSpec(name, sizes, dtype)
-        if layout is None and len(sizes) == 4 and spec.layout is None:
-            axis = channel_axis(explainer.source_model, name, [s or 0 for s in sizes])
-            stated: dict[int | None, Layout] = {1: "NCHW", 3: "NHWC"}
-            spec = replace(spec, stated_layout=stated.get(axis))
-        specs.append(spec)
-    return specs
+_Batch = list[Item]
 
 
-def _samples(
-    paths: Sequence[Path], specs: Sequence[InputSpec], preprocessing: Preprocessing, layout: Layout | None
-) -> Iterator[tuple[int, Path, Sample]]:
-    """Every sample of every file, under a name that no other has (on any file system: case does not count)."""
-    taken: set[str] = set()
-    reserved = {name.casefold() for name in sample_names(paths)}
-    for i, (path, name) in enumerate(zip(paths, sample_names(paths))):
-        for sample in load(path, specs, preprocessing, layout=layout, name=name):
-            attempt, number = sample.name, 2
-            while attempt.casefold() in taken or (attempt != name and attempt.casefold() in reserved):
-                attempt, number = f"{sample.name}-{number}", number + 1
-            taken.add(attempt.casefold())
-            yield i, path, replace(sample, name=attempt)
-
-
-_Batch = list[tuple[int, Path, Sample]]
-
-
-def _batches(samples: Iterator[tuple[int, Path, Sample]], size: int) -> Iterator[_Batch]:
+def _batches(samples: Iterator[Item], size: int) -> Iterator[_Batch]:
     """Up to `size` consecutive samples of equal shapes; what came before an unreadable one is handed out first."""
     batch: _Batch = []
     fault: ExplainError | None = None
@@ -198,17 +171,6 @@ def _explain(
     return [[[single(e, i, count) for i in range(len(samples))] for e in row] for row in told]
 
 
-def feeds_of(samples: Sequence[Sample], specs: Sequence[InputSpec]) -> tuple[dict[str, Array], int]:
-    """The samples as one batch, and its size: a model of fixed batch gets its last batch filled up with the last sample."""
-    fixed = next((s.shape[0] for s in specs if s.shape and s.shape[0] is not None), 1) or 1
-    filled = [*samples, *list(samples[-1:]) * (-len(samples) % fixed)]
-    feeds: dict[str, Array] = {
-        s.name: np.concatenate([f.feeds[s.name] for f in filled]) if s.shape else samples[0].feeds[s.name]
-        for s in specs
-    }
-    return feeds, len(filled)
-
-
 def single(whole: Explanation, i: int, count: int) -> Explanation:
     """Sample i of an explanation of `count` samples, every array with a batch of 1."""
 
@@ -225,6 +187,7 @@ def single(whole: Explanation, i: int, count: int) -> Explanation:
         seconds=whole.seconds / count,
         inputs=row(whole.inputs),
         kept=row(whole.kept),
+        entries=row(whole.entries),
         completeness=None if whole.completeness is None else whole.completeness[i : i + 1],
     )
 

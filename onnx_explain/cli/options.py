@@ -11,6 +11,7 @@ import typer
 
 _what = partial(typer.Option, rich_help_panel="What to explain", show_default=False)
 _pictures = partial(typer.Option, rich_help_panel="Reading pictures", show_default=False)
+_others = partial(typer.Option, rich_help_panel="Texts, tables, signals, several inputs", show_default=False)
 _results = partial(typer.Option, rich_help_panel="Results")
 
 
@@ -85,11 +86,16 @@ class Objects(StrEnum):
 
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)]
 InputFiles = Annotated[
-    list[str],
-    typer.Argument(metavar="INPUT", show_default=False, help="Pictures, .npy/.npz arrays, folders or globs of them."),
+    list[str] | None,
+    typer.Argument(
+        metavar="[INPUT]...",
+        show_default=False,
+        help="Pictures, .npy/.npz arrays, .csv/.tsv tables, .txt with --tokenizer; folders or globs of them.",
+    ),
 ]
 OneInput = Annotated[
-    str, typer.Argument(metavar="INPUT", show_default=False, help="A picture, or an array that holds one sample.")
+    str | None,
+    typer.Argument(metavar="[INPUT]", show_default=False, help="A picture; or an array, table or text of one sample."),
 ]
 OutFile = Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.", show_default=False)]
 
@@ -171,6 +177,42 @@ ResizeName = Annotated[
     Resize | None, _pictures("--resize", help="Stretch to the input's size, or scale and crop; default: the preset's.")
 ]
 
+EachInput = Annotated[
+    list[str] | None,
+    _others("--input", "-i", metavar="NAME=FILE", help="A file for this input, of a model with several; repeatable."),
+]
+Texts = Annotated[list[str] | None, _others("--text", metavar="TEXT", help="A text to explain; repeatable.")]
+TokenizerFile = Annotated[
+    Path | None,
+    _others(
+        "--tokenizer", metavar="FILE", help="The model's tokenizer.json, for --text and .txt files (extra [text])."
+    ),
+]
+Feeds = Annotated[
+    list[str] | None,
+    _others(
+        "--feed",
+        metavar="NAME=WHAT",
+        help="What an input takes of a text, where its name does not say: ids, mask, types, positions or length.",
+    ),
+]
+MaxTokens = Annotated[
+    int | None,
+    _others("--max-tokens", min=1, metavar="N", show_default="the model's", help="Cut texts to this many tokens."),
+]
+Features = Annotated[
+    str | None,
+    _others(
+        "--features",
+        metavar="A,B|FILE",
+        help="Names of features or channels, or the columns of a table to take: a list, or a file with one per line.",
+    ),
+]
+SamplingRate = Annotated[
+    float | None,
+    _others("--sampling-rate", metavar="HZ", help="Samples per second of a signal, for an axis in seconds."),
+]
+
 DeviceName = Annotated[
     Device, _results("--device", help="cuda: the first GPU; auto: that, or the CPU, and it says which.")
 ]
@@ -190,7 +232,7 @@ Check = Annotated[bool, _results("--check/--no-check", help="Run the file; its o
 
 DataFiles = Annotated[
     list[str],
-    typer.Argument(metavar="DATA", show_default=False, help="Pictures, .npy/.npz arrays, folders or globs of them."),
+    typer.Argument(metavar="DATA", show_default=False, help="Pictures, arrays, tables, folders or globs of them."),
 ]
 PatternFile = Annotated[
     Path, typer.Argument(metavar="PATTERNS", show_default=False, help="The file that `fit-patterns` wrote.")

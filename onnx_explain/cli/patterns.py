@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from onnx_explain.cli import console
-from onnx_explain.cli.explaining import input_specs
 from onnx_explain.cli.labels import embedded_preset
+from onnx_explain.cli.reading import input_specs
 from onnx_explain.cli.results import write_bytes
 from onnx_explain.data import Layout, Preprocessing, find_inputs
 from onnx_explain.errors import InputError, OutputError

@@ -13,6 +13,7 @@ import onnx
 from onnx_explain.cli import console
 from onnx_explain.cli.explaining import Finished, Job, explained, run
 from onnx_explain.cli.results import Record, write_bytes
+from onnx_explain.cli.strips import coloured, print_parts
 from onnx_explain.errors import OutputError, UnsupportedOperator
 from onnx_explain.explainer import Explainer
 from onnx_explain.methods import FAMILIES, METHODS, Method, Seed
@@ -36,6 +37,7 @@ def explain(job: Job, *, as_json: bool) -> None:
         console.print_json(document)
         return
     print_records(finished.records)
+    print_texts(finished.records)
     classes = finished.records[0].classes
     if finished.labels and classes not in (None, finished.labels):
         console.note(
@@ -72,6 +74,26 @@ def print_records(records: Sequence[Record]) -> None:
     console.print_table(("method", "explained", "score", "conservation", "seconds"), rows, flexible=1, right=(2, 3, 4))
     if len(records) > _MOST_LINES:
         console.say(f"… and {len(records) - _MOST_LINES} more in explanations.json")
+
+
+def print_texts(records: Sequence[Record]) -> None:
+    """Every text on the colours of its relevance, below the name of the method."""
+    texts = [r for r in records if r.parts]
+    for r in texts[:_MOST_LINES]:
+        console.say()
+        console.print_indented(f"{r.name}: {r.explained}, {r.method}", 0)
+        print_parts(r.parts)
+    for r in texts:
+        cut = int((r.tokens or {}).get("cut", 0))
+        if cut:
+            console.note(f"{r.name}: the last {_counted(cut, 'character')} did not fit into the model's tokens.")
+    if texts:
+        told = (
+            "red supports the target, blue speaks against it"
+            if coloured()
+            else "in brackets: the share of the strongest"
+        )
+        console.say(f"\n{told}")
 
 
 def _heading(r: Record) -> str:

@@ -1,7 +1,7 @@
 """The files of one explained input, and its line in the table.
 
 ``OUT/<input>/overview.png``: the picture and every map side by side. ``<method>.png``, ``<method>-overlay.png``,
-``<method>.npz``: one each. With several targets ``<method>`` is followed by the target's name.
+``<method>.npz``: one each; ``<method>.html`` of texts. With several targets ``<method>`` is followed by the target's name.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,8 +20,12 @@ from onnx_explain.data import Array, Sample
 from onnx_explain.errors import OutputError
 from onnx_explain.explanation import Explanation, plain_option
 from onnx_explain.methods import Method
+from onnx_explain.text import parts_of, save_html, told
 
-OVERVIEW = "overview.png"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OVERVIEW, COLUMNS = "overview.png", "columns"
 _PIXELS = 448  # the shorter side of a heat map, at least
 
 
@@ -42,7 +46,8 @@ class Record:
     index: of the explained element within the sample, flattened; element: its name. score: its value; probability: the
     output behind the Softmax or Sigmoid that the explained tensor feeds, where there is one. predicted: the arg-max.
     conservation: see `Explanation`; without meaning where `conserves` is false. seconds: of the run, per sample; methods
-    that share a forward pass share it evenly. completeness, layer: see `Explanation`.
+    that share a forward pass share it evenly. completeness, layer: see `Explanation`. tokens: of a text
+    (`text.told`). features: name, value and relevance of each that has a name.
     """
 
     input: str
@@ -66,6 +71,9 @@ class Record:
     layer: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
 
+    tokens: Mapping[str, Any] | None = None
+    features: Sequence[Mapping[str, Any]] | None = None
+    parts: tuple[render.Part, ...] = ()  # of the text, for people
     classes: int | None = None  # entries of the explained tensor where it has one axis of them, as class scores have
 
     @property
@@ -87,16 +95,25 @@ class Record:
 
     def as_dict(self) -> dict[str, Any]:
         """The record as plain data."""
-        return asdict(self)
+        told = {k: v for k, v in vars(self).items() if k not in ("parts", *(() if self.tokens else ("tokens",)))}
+        return {k: v for k, v in told.items() if k != "features" or v}
 
 
 class Results:
     """Writes explanations below one folder, never over a file that was read."""
 
     def __init__(
-        self, folder: Path, protected: Sequence[Path], *, labels: Sequence[str], overlay: bool, dark: bool, nested: bool
+        self,
+        folder: Path,
+        protected: Sequence[Path],
+        *,
+        labels: Sequence[str],
+        overlay: bool,
+        dark: bool,
+        nested: bool,
+        rate: float | None = None,
     ) -> None:
-        self._folder, self._labels = folder, labels
+        self._folder, self._labels, self._rate = folder, labels, rate
         self._overlay, self._dark, self._nested = overlay, dark, nested
         self._protected = {p.resolve() for p in protected}
         make_folder(folder)
@@ -129,20 +146,28 @@ class Results:
         self, sample: Sample, e: Explanation, record: Record, parts: tuple[str, ...], stem: str
     ) -> dict[str, str]:
         """The heat map (and overlay) of every picture among the inputs, the plot of every other input."""
-        files = {}
-        for name in e.relevance:
-            end = f"-{slug(name)}" if len(e.relevance) > 1 else ""
+        files: dict[str, str] = {}
+        title = f"{sample.name}: {record.explained}, {e.method}"
+        columns = single_values(e)
+        drawn = [n for n in e.drawn if n not in columns] + ([COLUMNS] if columns else [])
+        for name in drawn:
+            end = f"-{slug(name)}" if len(drawn) > 1 else ""
             path = self.path(*parts, f"{stem}{end}.png")
             files[f"heatmap{end}"] = str(path)
-            heat = picture_map(e, name)
-            if heat is None:
-                e.plot(path, input=name, dark=self._dark, title=f"{sample.name}: {record.explained}, {e.method}")
+            heat = None if name == COLUMNS and columns else picture_map(e, name)
+            if heat is not None:
+                render.save_png(path, _enlarged(render.colourise(render.normalise(heat))))
+                if self._overlay:
+                    over = self.path(*parts, f"{stem}{end}-overlay.png")
+                    render.save_png(over, render.overlay(shown(sample, e, name), heat))
+                    files[f"overlay{end}"] = str(over)
                 continue
-            render.save_png(path, _enlarged(render.colourise(render.normalise(heat))))
-            if self._overlay:
-                over = self.path(*parts, f"{stem}{end}-overlay.png")
-                render.save_png(over, render.overlay(shown(sample, e, name), heat))
-                files[f"overlay{end}"] = str(over)
+            if name in sample.texts:
+                page = self.path(*parts, f"{stem}{end}.html")
+                save_html(page, _page(record, e, title, dark=self._dark))
+                files[f"page{end}"] = str(page)
+            figure = figure_of(sample, e, name, columns=columns, title=title, dark=self._dark, rate=self._rate)
+            render.save_figure(figure, path)
         return files
 
     def _overviews(
@@ -151,7 +176,7 @@ class Results:
         """The picture and every map side by side; nothing for inputs that are no pictures."""
         files = {}
         first = named[0].explanation
-        for name in first.relevance:
+        for name in first.drawn:
             heats = [picture_map(n.explanation, name) for n in named]
             maps = {
                 _panel(n.method, r.explained if several else None): h
@@ -160,7 +185,7 @@ class Results:
             }
             if not maps:
                 continue
-            end = f"-{slug(name)}" if len(first.relevance) > 1 else ""
+            end = f"-{slug(name)}" if len(first.drawn) > 1 else ""
             path = self.path(*parts, OVERVIEW.replace(".", f"{end}."))
             title = sample.name if several else f"{sample.name}: {records[0].explained}"
             figure = render.figure_images(
@@ -174,6 +199,9 @@ class Results:
 def record_of(sample: Sample, source: Path, one: Named, labels: Sequence[str]) -> Record:
     """The line of one explanation."""
     e = one.explanation
+    text = next(((n, t) for n, t in sample.texts.items() if n in e.entries), None)
+    tokens = None if text is None else told(text[1], e.entries[text[0]][0])
+    parts = () if text is None else tuple(parts_of(text[1], e.entries[text[0]][0]))
     index = int(e.target.index[0])
     values, shape, behind = _entries(e)
     predicted = int(values.argmax()) if values is not None and values.size else None
@@ -199,6 +227,9 @@ def record_of(sample: Sample, source: Path, one: Named, labels: Sequence[str]) -
         completeness=None if e.completeness is None else float(e.completeness[0]),
         layer=e.layer,
         classes=values.size if single_axis and values is not None else None,
+        tokens=tokens,
+        features=_features(e) or None,
+        parts=parts,
     )
 
 
@@ -228,15 +259,60 @@ def _element(tensor: str, index: int, shape: tuple[int, ...] | None) -> str:
 
 def picture_map(e: Explanation, name: str) -> Array | None:
     """The heat map [H, W] of an input that is a picture: rank 4 with channels; None of any other."""
-    if e.relevance[name].ndim != 4 or e.channel_axis.get(name) not in (1, 3):
+    if e.of(name).ndim != 4 or e.channel_axis.get(name) not in (1, 3):
         return None
-    heat: Array = e.heatmap(name)[0]
+    r, axis = e.of(name), e.channel_axis[name] or 1
+    heat: Array = (r.max(axis) if e.method == "saliency" else r.sum(axis))[0]
     return heat
+
+
+def single_values(e: Explanation) -> list[str]:
+    """The inputs of one value per sample, where there are several: the columns of a table, which are drawn together."""
+    found = [n for n, r in e.drawn.items() if r[0].size == 1]
+    return found if len(found) > 1 else []
+
+
+def figure_of(
+    sample: Sample,
+    e: Explanation,
+    name: str,
+    *,
+    columns: Sequence[str],
+    title: str,
+    dark: bool,
+    rate: float | None = None,
+) -> Figure:
+    """The figure of an input that is no picture: a text, ids, a row of features, a signal; or of `columns` together."""
+    if name in sample.texts:
+        return render.figure_tokens(parts_of(sample.texts[name], e.of(name)[0]), title=title, dark=dark)
+    if name == COLUMNS and columns:
+        values, heats = (np.concatenate([a[n].ravel() for n in columns]) for a in (e.inputs, e.drawn))
+        names = [", ".join(e.names.get(n, (n,))) for n in columns]
+        return render.figure_features(values, heats, names=names, title=title, dark=dark)
+    return e.figure(input=name, title=title, dark=dark, rate=rate)
+
+
+def _page(record: Record, e: Explanation, title: str, *, dark: bool) -> str:
+    told = [("explained", record.explained), ("score", f"{record.score:.6g}"), ("predicted", record.prediction or "-")]
+    told += [("probability", f"{record.probability:.2%}")] if record.probability is not None else []
+    told += [("method", e.method), ("tensor", record.tensor)]
+    return render.page_of_tokens(record.parts, title=title, facts=told, dark=dark)
+
+
+def _features(e: Explanation) -> list[dict[str, Any]]:
+    """Name, value and relevance of every named feature of a row."""
+    found = []
+    for name, names in e.names.items():
+        if name in e.drawn and e.drawn[name][0].size == len(names):
+            values, heats = e.inputs[name][0].ravel().tolist(), e.drawn[name][0].ravel().tolist()
+            rows = zip(names, values, heats)
+            found += [{"input": name, "name": n, "value": v, "relevance": r} for n, v, r in rows]
+    return found
 
 
 def shown(sample: Sample, e: Explanation, name: str) -> render.Picture:
     """What the model saw: the resized picture, or an array stretched to 0..255."""
-    if sample.picture is not None:
+    if sample.picture is not None and sample.pictured in (None, name):
         return sample.picture
     return render.as_picture(e.inputs[name][0], axis=(e.channel_axis[name] or 1) - 1)
 

@@ -7,7 +7,7 @@ is and checked against the input (:class:`InputSpec`); a text becomes ids
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from onnx_explain.data.pictures import picture_sample
 from onnx_explain.data.places import ARRAY_SUFFIXES, PICTURE_SUFFIXES, TABLE_SUFFIXES, find_inputs, sample_names
 from onnx_explain.data.preprocessing import PRESETS, Frame, Preprocessing, preprocessing
 from onnx_explain.data.samples import Sample
-from onnx_explain.data.specs import Array, InputSpec, Layout
+from onnx_explain.data.specs import Array, InputSpec, Layout, quoted
 from onnx_explain.data.tables import table_samples
 from onnx_explain.data.tokenizer import Encoded, Tokenizer, read_lines
 from onnx_explain.data.tokens import Text, Token
+from onnx_explain.errors import InputError, suggest
 
 __all__ = [
     "ARRAY_SUFFIXES",
@@ -39,6 +40,7 @@ __all__ = [
     "Tokenizer",
     "find_inputs",
     "load",
+    "load_each",
     "preprocessing",
     "read_labels",
     "read_lines",
@@ -74,3 +76,45 @@ def load(
     if layout is not None:
         specs = [replace(s, stated_layout=layout) if len(s.shape) == 4 else s for s in specs]
     return array_samples(path, specs, name)
+
+
+def load_each(
+    files: Mapping[str, str | Path],
+    specs: Sequence[InputSpec],
+    preprocessing: Preprocessing,
+    *,
+    layout: Layout | None = None,
+    features: Sequence[str] | None = None,
+) -> Iterator[Sample]:
+    """Return the samples of a model of several inputs, a file for each: {input name: file}; all hold as many samples.
+
+    They are named after the first file. ``features`` is for the tables among the files.
+
+    Raises InputError: an input without a file, or as `load` does.
+    """
+    known = {s.name: s for s in specs}
+    for name in files:
+        if name not in known:
+            raise InputError(f"The model has no input {name!r}.{suggest(name, known)}")
+    missing = [n for n in known if n not in files]
+    if missing:
+        raise InputError(f"No file is given for the input {quoted(missing)}: add --input {missing[0]}=FILE.")
+    found = {}
+    for name, path in files.items():
+        chosen = features if Path(path).suffix.lower() in TABLE_SUFFIXES else None
+        found[name] = list(load(path, [known[name]], preprocessing, layout=layout, features=chosen))
+    counts = {n: len(s) for n, s in found.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{n!r} {c}" for n, c in counts.items())
+        raise InputError(f"The files hold different numbers of samples ({listed}): give each input as many.")
+    return iter([_joined(dict(zip(found, row)), specs) for row in zip(*found.values())])
+
+
+def _joined(row: Mapping[str, Sample], specs: Sequence[InputSpec]) -> Sample:
+    """One sample of those of each input; the first picture among them is the one that is shown as it was."""
+    first = next(iter(row.values()))
+    pictured = next((n for n, s in row.items() if s.picture is not None), None)
+    shown = first if pictured is None else row[pictured]
+    names = {n: told for s in row.values() for n, told in s.names.items()}
+    feeds = {s.name: row[s.name].feeds[s.name] for s in specs}
+    return Sample(first.name, feeds, shown.picture, shown.frame, names=names, pictured=pictured)

@@ -14,17 +14,18 @@ ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 
 
-def find_inputs(arguments: Sequence[str | Path]) -> list[Path]:
+def find_inputs(arguments: Sequence[str | Path], *, more: frozenset[str] = frozenset()) -> list[Path]:
     """Return the files that ``arguments`` (files, folders, globs) name: in their order, each file once.
 
     A folder or a glob gives its pictures, arrays and tables (by suffix), naturally sorted (2 before 10), without hidden files
-    and without subfolders; a file that is named itself is taken whatever its suffix.
+    and without subfolders; a file that is named itself is taken whatever its suffix. ``more``: further
+    suffixes that count.
 
     Raises InputError: a path that does not exist or cannot be read, or nothing found.
     """
     found: dict[Path, Path] = {}
     for argument in arguments:
-        for path in _expand(Path(argument)):
+        for path in _expand(Path(argument), more):
             found.setdefault(path.resolve(), path)
     if not found:
         raise InputError(
@@ -33,7 +34,7 @@ def find_inputs(arguments: Sequence[str | Path]) -> list[Path]:
     return list(found.values())
 
 
-def _expand(path: Path) -> list[Path]:
+def _expand(path: Path, more: frozenset[str]) -> list[Path]:
     try:
         if path.is_dir():
             candidates, what = list(path.iterdir()), "folder"
@@ -44,7 +45,7 @@ def _expand(path: Path) -> list[Path]:
             candidates, what = list(anchor.glob(str(path.relative_to(anchor)))), "pattern"
         else:
             raise InputError(f"The input {str(path)!r} does not exist.")
-        known = PICTURE_SUFFIXES | ARRAY_SUFFIXES | TABLE_SUFFIXES
+        known = PICTURE_SUFFIXES | ARRAY_SUFFIXES | TABLE_SUFFIXES | more
         files = [p for p in candidates if p.suffix.lower() in known and p.name[0] != "." and p.is_file()]
     except (OSError, ValueError, NotImplementedError) as error:
         raise InputError(f"The input {str(path)!r} cannot be read: {reason(error)}.") from error

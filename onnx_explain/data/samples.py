@@ -18,8 +18,8 @@ class Sample:
     """One thing to explain: a name for its results, an array [1, ...] per input, and for a picture what the model saw.
 
     picture: uint8 [H, W, 3] RGB at the model's resolution, after resizing, before scaling; None for arrays. frame: which
-    part of the file's picture that is. names: of features or channels, by input, where the file has them. text: what the ids
-    were made of.
+    part of the file's picture that is. names: of features or channels, by input, where the file has them. texts: what ids
+    were made of, by input. pictured: the input that the picture fills, of several.
     """
 
     name: str
@@ -27,4 +27,5 @@ class Sample:
     picture: NDArray[np.uint8] | None = None
     frame: Frame | None = None
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    text: Text | None = None
+    texts: Mapping[str, Text] = field(default_factory=dict)
+    pictured: str | None = None

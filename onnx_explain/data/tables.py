@@ -193,7 +193,7 @@ def _read(path: Path) -> _Table:
     if "\0" in text:
         raise InputError(f"{path}: not a table of text; it holds null characters.")
     separator = "\t" if path.suffix.lower() == ".tsv" else _separator(text)
-    reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True, strict=True)
+    reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
     rows, lines = [], []
     try:
         for row in reader:
@@ -260,4 +260,4 @@ def _chosen(table: _Table, features: Sequence[str] | None) -> _Table:
 
 def _plain(name: str) -> str:
     """A name as exporters write it: letters, digits and underscores."""
-    return re.sub(r"\W+", "_", name.strip()).strip("_").lower()
+    return re.sub(r"[\W_]+", "_", name).strip("_").lower()

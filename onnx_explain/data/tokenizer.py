@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnx_explain.data.samples import Sample
 from onnx_explain.data.specs import Array, InputSpec, integer_range, quoted, reason
 from onnx_explain.data.tokens import Text, Token
 from onnx_explain.errors import InputError, RuntimeMissing, suggest
@@ -130,7 +131,8 @@ class Tokenizer:
         self._tokenizer = _opened(source)
         self._length = self._fixed()
         own = self._tokenizer.truncation
-        most = self._length or most or (own["max_length"] if own else None)
+        if self._length is not None or most is None:
+            most = self._length or (own["max_length"] if own else None)
         if most is not None and most < 1:
             raise InputError(f"A text cannot be cut to {most} tokens: give 1 or more.")
         padding: dict[str, Any] = self._tokenizer.padding or {}
@@ -161,6 +163,15 @@ class Tokenizer:
         arrays = {n: self._filled(self._specs[n], what, rows, size) for n, what in self._fillings.items()}
         shifted = [self._placed(r, size) for r in rows]
         return Encoded(arrays, shifted, self.ids)
+
+    def samples(self, texts: Sequence[str], name: str) -> Iterator[Sample]:
+        """One sample per text: ``name``, or ``name-0``, ``name-1``, … of several."""
+        batches = [self(texts)] if texts and self.pads else [self([text]) for text in texts]
+        rows = [(batch, i) for batch in batches for i in range(len(batch.texts))]
+        digits = len(str(len(rows) - 1))
+        for k, (batch, i) in enumerate(rows):
+            feeds = {n: a[i : i + 1] for n, a in batch.items()}
+            yield Sample(name if len(rows) == 1 else f"{name}-{k:0{digits}d}", feeds, texts={batch.ids: batch.texts[i]})
 
     @property
     def pads(self) -> bool:

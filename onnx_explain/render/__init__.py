@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,11 +24,15 @@ from onnx_explain.render.colours import (
     overlay,
     scale_of,
 )
-from onnx_explain.render.features import figure_features
+from onnx_explain.render.compared import figure_bands, figure_texts
+from onnx_explain.render.features import figure_features, figure_positions
 from onnx_explain.render.images import figure_image, figure_images, figure_volume
 from onnx_explain.render.page import AGAINST, FIGURE_SUFFIXES, SUPPORTS, save_figure, save_png
 from onnx_explain.render.signals import figure_signal
 from onnx_explain.render.tokens import Part, figure_tokens, page_of_tokens, strengths, visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = [
     "AGAINST",
@@ -37,9 +42,13 @@ __all__ = [
     "Picture",
     "as_picture",
     "colourise",
+    "figure_bands",
     "figure_features",
     "figure_images",
+    "figure_of",
+    "figure_positions",
     "figure_signal",
+    "figure_texts",
     "figure_tokens",
     "heatmap",
     "normalise",
@@ -54,24 +63,33 @@ __all__ = [
 ]
 
 
-def plot(
+def plot(x: Array, relevance: Array, path: str | Path, **options: Any) -> None:
+    """Draw one sample and its relevance into a .png, .svg or .pdf file: `figure_of`, with its options.
+
+    Raises InputError as that does. OutputError: no such place.
+    """
+    save_figure(figure_of(x, relevance, **options), path)
+
+
+def figure_of(
     x: Array,
     relevance: Array,
-    path: str | Path,
     *,
     layout: str | None = None,
     picture: Picture | None = None,
     names: Sequence[str] | None = None,
     title: str | None = None,
     dark: bool = False,
-) -> None:
-    """Draw one sample x [1, ...] and its relevance (same shape) into a .png, .svg or .pdf file, as its rank asks for.
+    rate: float | None = None,
+) -> Figure:
+    """Return one sample x [1, ...] and its relevance (same shape) as its rank asks for.
 
-    layout: a letter per axis: N batch, C channels, and H W (a picture), D H W (slices of a volume), T (a signal) or F
-        (a row of features); by default NF, NCT, NCHW or NCDHW by the rank.
-    picture: what the model saw, uint8 [h, w, 3], in place of ``x`` itself. names: of features or channels.
+    layout: a letter per axis: N batch, C channels, and H W (a picture), D H W (slices of a volume), T (a signal), F (a row
+        of features) or P (ids in their order); by default NF, NCT, NCHW or NCDHW by the rank.
+    picture: what the model saw, uint8 [h, w, 3], in place of ``x`` itself. names: of features or channels. rate: a
+        signal's samples per second.
 
-    Raises InputError: shapes that differ, more than one sample, a layout that does not fit. OutputError: no such place.
+    Raises InputError: shapes that differ, more than one sample, a layout that does not fit.
     """
     letters = layout if layout is not None else {1: "N", 2: "NF", 3: "NCT", 4: "NCHW", 5: "NCDHW"}.get(np.ndim(x), "")
     if np.shape(x) != np.shape(relevance) or len(letters) != np.ndim(x) or letters[:1] != "N" or np.shape(x)[0] != 1:
@@ -86,7 +104,9 @@ def plot(
         figure = figure_features(sample, heat, names=names, title=title, dark=dark)
     elif view == "T":
         lines = [a if axis is None else np.moveaxis(a, axis, 0) for a in (sample, heat)]
-        figure = figure_signal(*lines, names=names, title=title, dark=dark)
+        figure = figure_signal(*lines, names=names, title=title, dark=dark, rate=rate)
+    elif view == "P":
+        figure = figure_positions(sample, heat, title=title, dark=dark)
     elif view == "HW":
         shown = as_picture(sample, axis=axis) if picture is None else picture
         figure = figure_image(shown, heatmap(heat, axis=axis), title, dark)
@@ -94,4 +114,4 @@ def plot(
         figure = figure_volume(heatmap(heat, axis=axis), title, dark)
     else:
         raise InputError(f"Layout {letters!r} cannot be drawn: use N and C with HW, DHW, T or F, such as NCHW or NTC.")
-    save_figure(figure, path)
+    return figure

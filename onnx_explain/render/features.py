@@ -41,6 +41,33 @@ def figure_features(
     return _bars([fit(label, 2.8, 8, 1) for label in labels], bars, title, DARK if dark else LIGHT)
 
 
+def figure_positions(
+    entries: Array, relevance: Array, *, title: str | None = None, dark: bool = False, most: int = 600
+) -> Figure:
+    """Return whole numbers [T], such as the ids of tokens or bytes, as a bar of relevance [T] at each position.
+
+    Of more than ``most`` positions neighbours share a bar: the one that is furthest from zero. Few are told by their entries.
+    """
+    given, heat = np.ravel(entries), np.ravel(finite(relevance)).astype(np.float64)
+    if given.shape != heat.shape or not given.size:
+        raise InputError(f"Entries and their relevance must be as many, but they are {given.size} and {heat.size}.")
+    theme, step = DARK if dark else LIGHT, -(-len(heat) // most)
+    starts = np.arange(0, len(heat), step)
+    bars = np.array([heat[s : s + step][np.abs(heat[s : s + step]).argmax()] for s in starts])
+    note = f"each bar is the strongest of {step} positions" if step > 1 else ""
+    page = Page(9.0, 2.3, title, theme, note=note, legend=colour_strip(BLUE, RED))
+    axes = page.axes(0.75, 0.05, page.width - 0.95, 2.1)
+    colours = [RED if b > 0 else BLUE for b in bars]
+    axes.bar(starts + (step - 1) / 2, bars, width=0.86 * step, color=colours, zorder=3)
+    axes.axhline(0, color=theme.muted, linewidth=0.8, zorder=4)
+    axes.set(xlim=(-1, len(heat)))
+    axes.locator_params(axis="y", nbins=5)
+    if len(given) <= 24:
+        told = [f"{entry}" for entry in given.tolist()]
+        axes.set_xticks(range(len(given)), [t if len(t) <= 7 else t[:6] + "…" for t in told])
+    return page.figure
+
+
 def _bars(labels: Sequence[str], bars: Sequence[float], title: str | None, theme: Theme) -> Figure:
     left = 0.3 + max(text_width(label, 8) for label in labels)
     height = 0.22 * len(bars) + 0.35

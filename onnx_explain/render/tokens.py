@@ -21,7 +21,7 @@ from onnx_explain.render.page import AGAINST, DARK, LIGHT, SUPPORTS, Page, colou
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SIZE, _LINE, _WIDE = 10.0, 0.27, 8.4
+SIZE, LINE, WIDE = 10.0, 0.27, 8.4
 _MOST_LINES = 120
 
 
@@ -73,41 +73,43 @@ def figure_tokens(parts: Sequence[Part], *, title: str | None = None, dark: bool
     if not parts:
         raise InputError("There is no text to draw.")
     theme = DARK if dark else LIGHT
-    placed, rows = _laid_out(parts, strengths(parts))
+    placed, rows = laid_out(parts, strengths(parts))
     note = f"the first {_MOST_LINES} lines" if rows > _MOST_LINES else ""
     rows = min(rows, _MOST_LINES)
-    legend = _blend(theme.face)
-    page = Page(_WIDE + 0.5, _LINE * rows + 0.12, title, theme, note=note, legend=legend)
-    for row, left, wide, text, strength, special in placed:
+    legend = blend(theme.face)
+    page = Page(WIDE + 0.5, LINE * rows + 0.12, title, theme, note=note, legend=legend)
+    for row, left, wide, text, strength in placed:
         if row < rows:
-            page.box(0.25 + left, _LINE * row + 0.05, wide, _LINE - 0.04, RED if strength > 0 else BLUE, abs(strength))
-            page.text(0.25 + left, _LINE * row + 0.05 + _LINE / 2, text, _SIZE, ha="left", muted=special)
+            page.box(0.25 + left, LINE * row + 0.05, wide, LINE - 0.04, RED if strength > 0 else BLUE, abs(strength))
+            page.text(0.25 + left, LINE * row + 0.05 + LINE / 2, text, SIZE, ha="left")
     return page.figure
 
 
-def _blend(ground: str) -> Picture:
+def blend(ground: str) -> Picture:
+    """The legend of what is coloured on that ground."""
     ends = Image.fromarray(colour_strip(BLUE, ground, RED)).resize((255, 1), Image.Resampling.BILINEAR)
     return np.asarray(ends)
 
 
-_Placed = tuple[int, float, float, str, float, bool]
+Placed = tuple[int, float, float, str, float]
+"""Row, left edge, width, text, strength."""
 
 
-def _laid_out(parts: Sequence[Part], heats: Sequence[float]) -> tuple[list[_Placed], int]:
-    """(row, left, width, text, strength, special) of every piece, in inches, broken between parts; and the number of rows."""
-    space = text_width("a a", _SIZE) - text_width("aa", _SIZE)
-    placed: list[_Placed] = []
+def laid_out(parts: Sequence[Part], heats: Sequence[float]) -> tuple[list[Placed], int]:
+    """(row, left, width, text, strength) of every piece, in inches, broken between parts; and the number of rows."""
+    space = text_width("a a", SIZE) - text_width("aa", SIZE)
+    placed: list[Placed] = []
     row, left = 0, 0.0
     for part, heat in zip(parts, heats):
         for k, line in enumerate(visible(part.text).replace("\t", "    ").split("\n")):
             if k:
                 row, left = row + 1, 0.0
             for piece in _pieces(line):
-                wide = len(piece) * space if piece.isspace() else text_width(piece, _SIZE) if piece else 0.0
-                if left and left + wide > _WIDE:
+                wide = len(piece) * space if piece.isspace() else text_width(piece, SIZE) if piece else 0.0
+                if left and left + wide > WIDE:
                     row, left = row + 1, 0.0
                 if piece:
-                    placed.append((row, left, wide, piece, heat, part.special))
+                    placed.append((row, left, wide, piece, heat))
                 left += wide + (space if part.special else 0.0)
     return placed, row + 1
 
@@ -186,7 +188,7 @@ h1 {{ font-size:1.1rem; overflow-wrap:anywhere; }}
 .text span {{ border-radius:.2em; padding:.18em 0; unicode-bidi:isolate; }}
 .for {{ background:rgba({_numbers(RED)},calc(var(--a,.35)*var(--most))); }}
 .against {{ background:rgba({_numbers(BLUE)},calc(var(--a,.35)*var(--most))); }}
-.special {{ font-size:.7em; color:var(--muted); outline:1px solid var(--edge); margin:0 .3em; padding:.2em .3em; }}
+.special {{ font-size:.7em; outline:1px solid var(--edge); margin:0 .3em; padding:.2em .3em; }}
 .legend {{ display:flex; gap:.6rem; align-items:center; color:var(--muted); font-size:.85rem; }}
 .legend i {{ width:8rem; height:.7rem; background:linear-gradient(90deg,{BLUE},var(--ground),{RED}); border:1px solid var(--edge); }}
 dl {{ display:grid; grid-template-columns:max-content 1fr; gap:.1rem 1rem; font-size:.9rem; }}
