@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,19 +54,26 @@ def embeddings(model: ir.Model) -> list[str]:
 def lookups(model: ir.Model) -> list[Lookup]:
     """The embeddings of a canonical model with what selects their rows."""
     varying = {id(v) for v in model.graph.inputs if not is_float(v)}
-    first: list[tuple[ir.Node, Value]] = []
+    narrow: dict[int, Lookup] = {}  # rows of tables of whole numbers, as quantised models have them
+    first: list[tuple[ir.Node, Value, Lookup | None]] = []
     for node in model.graph:
         if node.op_type in ("Shape", "Size") or not any(v is not None and id(v) in varying for v in node.inputs):
             continue
+        rows = narrow.get(id(node.inputs[0]))
         for value in node.outputs:
             if is_float(value):
-                first.append((node, value))
-            else:
-                varying.add(id(value))
+                first.append((node, value, rows))
+                continue
+            varying.add(id(value))
+            if node.op_type in _TABLES and id(node.inputs[0]) not in varying:
+                narrow[id(value)] = _lookup(node, value)
     alone = not any(is_float(v) for v in model.graph.inputs)
-    tables = [(n, v) for n, v in first if n.op_type in _TABLES]
-    casts = [(n, v) for n, v in first if n.op_type in _CASTS and not tables and (alone or _is_feature(v))]
-    return [_lookup(n, v) for n, v in tables or casts]
+    tables = [
+        _lookup(n, v) if rows is None else replace(rows, tensor=v.name or "")
+        for n, v, rows in first
+        if n.op_type in _TABLES or rows is not None
+    ]
+    return tables or [_lookup(n, v) for n, v, _ in first if n.op_type in _CASTS and (alone or _is_feature(v))]
 
 
 def _lookup(node: ir.Node, value: Value) -> Lookup:

@@ -185,7 +185,7 @@ Texts = Annotated[list[str] | None, _others("--text", metavar="TEXT", help="A te
 TokenizerFile = Annotated[
     Path | None,
     _others(
-        "--tokenizer", metavar="FILE", help="The model's tokenizer.json, for --text and .txt files (extra [text])."
+        "--tokenizer", metavar="FILE", help="The model's tokenizer.json, for --text and .txt files (extra: text)."
     ),
 ]
 Feeds = Annotated[

@@ -289,6 +289,11 @@ def figure_of(
         values, heats = (np.concatenate([a[n].ravel() for n in columns]) for a in (e.inputs, e.drawn))
         names = [", ".join(e.names.get(n, (n,))) for n in columns]
         return render.figure_features(values, heats, names=names, title=title, dark=dark)
+    if (
+        name not in sample.feeds and e.of(name).ndim == 3 and e.channel_axis.get(name)
+    ):  # an embedding that no id selects
+        heat = e.heatmap(name)[0]
+        return render.figure_positions(np.arange(len(heat)), heat, title=title, dark=dark)
     return e.figure(input=name, title=title, dark=dark, rate=rate)
 
 
