@@ -16,7 +16,7 @@ from onnx_explain import METHODS, Explainer
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"])
-RUN = ("extending.md", "explained-models.md", "metrics.md", "patterns.md")
+RUN = ("extending.md", "inputs.md", "explained-models.md", "metrics.md", "patterns.md")
 MODEL = ROOT / "onnx_explain" / "bundled" / "shapes_cnn.onnx"
 
 

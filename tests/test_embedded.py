@@ -132,3 +132,16 @@ def test_whole_numbers_beside_floats_count_where_they_are_features_and_not_where
     assert embeddings(canonicalize(load(proto).model)) == found
     e = Explainer(proto, "gradient")({"c": IDS[:, :2], "f": np.ones((2, 2), np.float32)}, target=0)
     assert list(e.drawn) == ["f", *(["c"] if found else [])]
+
+
+def test_a_quantised_table_is_one_too() -> None:
+    whole = np.rint(TABLE * 40).astype(np.int8)
+    proto = model(
+        """g (int64[N,4] ids) => (float[N,2] y) {
+             q = Gather(table, ids) e = DequantizeLinear(q, scale, zero)
+             b = ReduceSum<keepdims=0>(e, axes) y = MatMul(b, head) }""",
+        table=whole, scale=np.float32(1 / 40), zero=np.int8(3), head=HEAD, axes=np.array([1]),
+    )  # fmt: skip
+    e = Explainer(proto, "lrp-zero")({"ids": IDS}, target=0)
+    rows = (whole.astype(np.float32) - 3) / 40
+    np.testing.assert_allclose(e.entries["ids"], rows[IDS] @ HEAD[:, 0], rtol=0, atol=1e-5)

@@ -184,9 +184,7 @@ EachInput = Annotated[
 Texts = Annotated[list[str] | None, _others("--text", metavar="TEXT", help="A text to explain; repeatable.")]
 TokenizerFile = Annotated[
     Path | None,
-    _others(
-        "--tokenizer", metavar="FILE", help="The model's tokenizer.json, for --text and .txt files (extra: text)."
-    ),
+    _others("--tokenizer", metavar="FILE", help="The model's tokenizer.json, for --text and .txt files (extra: text)."),
 ]
 Feeds = Annotated[
     list[str] | None,
