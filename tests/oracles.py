@@ -19,6 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_pad import Pad_18
 from onnx.reference.ops.op_resize import Resize as OnnxResize
+from recurrences import RECURRENCES
 
 # what picks, places and reads between pixels: compared with ONNX Runtime case by case, as everything here
 from onnx_explain.backends.interpolation import Resize as ExactResize
@@ -340,7 +341,7 @@ OldRoiAlign.__name__ = "RoiAlign"
 REPLACED: tuple[type[OpRun], ...] = (
     BatchNormalization, ConvTranspose, Erf, Gelu, GlobalMaxPool, LogSoftmax, LRN, MaxPool, Mean,
     MeanVarianceNormalization, Pad, Resize, Softmax, Upsample, AffineGrid, GatherElements, GridSample, RoiAlign, Scatter,
-    ScatterElements, ScatterND, GlobalLpPool, LpNormalization, LpPool,
+    ScatterElements, ScatterND, GlobalLpPool, LpNormalization, LpPool, *RECURRENCES,
 )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from onnx_explain.ir.emit import set_dtype
 from onnx_explain.ir.halves import in_single
 from onnx_explain.ir.model import first_line
 from onnx_explain.ir.recognise import recognise
+from onnx_explain.ir.seen import Seen
 from onnx_explain.ir.unfuse import unfuse
 
 OPSET = 18  # the lowest opset with axes as inputs, Split's num_outputs and ScatterElements' additions
@@ -45,14 +46,15 @@ def canonicalize(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     """
     model = model.clone()
     _lift(model)
-    unfuse(model, _shapes)
+    _bind(model, shapes or {})
+    unfuse(model, look)
     _convert(model)
     _lift(model)
+    unfuse(model, look)
     in_single(model)
     _say_defaults(model)
     _name(model)
     _clear_stale_shapes(model)
-    _bind(model, shapes or {})
     joins = lay_apart(model)
     _infer(model)
     _refuse_giants(model)
@@ -257,16 +259,26 @@ def _infer(model: ir.Model) -> None:
     _adopt(model, worlds)
 
 
-def _shapes(model: ir.Model) -> dict[str, ir.Shape | None]:
-    """The shape of every value by name, as far as both batch sizes agree."""
+def look(model: ir.Model) -> Seen:
+    """What both batch sizes agree on, of every value by name."""
     model = model.clone()
     _clear_stale_shapes(model)
     batches: Sequence[int | None] = (2, 3) if open_batch(model) else (None,)
     try:
-        worlds = [_world(model, batch)[0] for batch in batches]
+        worlds = [_world(model, batch) for batch in batches]
     except ModelError:
-        worlds = [_world(model, 1)[0]]
-    return {name: _merged([world.get(name) for world in worlds], len(worlds)) for name in worlds[0]}
+        worlds = [_world(model, 1)]
+    shapes = {name: _merged([world[0].get(name) for world in worlds], len(worlds)) for name in worlds[0][0]}
+    numbers, uniform = {}, {}
+    for name, number in worlds[0][2].items():
+        others = [world[2][name] for world in worlds[1:] if name in world[2]]
+        if len(others) < len(worlds) - 1:
+            continue
+        if all(np.array_equal(number, other) for other in others):
+            numbers[name] = number
+        if number.size and all(o.size and (o == number.flat[0]).all() for o in (number, *others)):
+            uniform[name] = float(number.flat[0])
+    return Seen(shapes, numbers, uniform)
 
 
 _World = tuple[dict[str, ir.Shape | None], dict[str, ir.DataType | None], dict[str, npt.NDArray[Any]]]

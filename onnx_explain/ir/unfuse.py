@@ -1,12 +1,15 @@
-"""The mechanism by which fused operators are written as the primitives they stand for; `contrib` and `attention` say how.
+"""The mechanism by which fused operators are written as the primitives they stand for; `contrib`, `attention` and
+`recurrent` say how.
 
 An expansion computes what ONNX Runtime's kernel does; what a kernel can do besides and an expansion does not is refused by
-name. Fused operators that are not listed stay as they are, and are refused where relevance would have to pass.
+name: recurrences where relevance would have to pass, others at once. Fused operators that are not listed stay as they are, and
+are refused where relevance would have to pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import onnx_ir as ir
@@ -14,10 +17,13 @@ from onnx_ir.passes import common as passes
 
 from onnx_explain.errors import UnsupportedOperator
 from onnx_explain.ir.emit import Emitter
-from onnx_explain.ir.view import Operation, Value
+from onnx_explain.ir.seen import Look, Seen
+from onnx_explain.ir.view import WEIGHS, Operation, Value
 
 MICROSOFT = "com.microsoft"
 OLDEST = 11  # the opset from which on Range, Slice and Clip mean what they mean today
+RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+_LATE = 18  # the opset from which on recurrences are expanded, after the conversion of older ones
 _YOUNG = frozenset(
     {"Attention", "EmbedLayerNormalization", "GroupQueryAttention", "MultiHeadAttention", "RotaryEmbedding"}
 )
@@ -27,6 +33,7 @@ HAS_LAYER_NORMALIZATION = 17
 Results = Sequence[Value | None]
 Expansion = Callable[["Writer", Operation], Results]
 EXPANSIONS: dict[tuple[str, str], Expansion] = {}
+CHECKS: dict[tuple[str, str], Callable[[Operation], object]] = {}  # they raise where an expansion covers no node
 _CACHE = "it keeps keys and values from call to call"
 _BITS = "its weights are packed bits"
 REFUSED = {
@@ -43,15 +50,16 @@ REFUSED = {
 }
 
 
-def unfuse(model: ir.Model, shapes: Callable[[ir.Model], Mapping[str, ir.Shape | None]] | None = None) -> ir.Model:
-    """Replace every fused operator that has an expansion, in place; the model may have any opset (attention: from 11 on).
+def unfuse(model: ir.Model, look: Look | None = None) -> ir.Model:
+    """Replace every fused operator that has an expansion, in place; the model may have any opset (attention: from 11 on,
+    recurrences: from 18 on).
 
-    `shapes` tells the shapes by name where ONNX's inference alone does not.
+    `look` tells shapes and numbers where ONNX's inference alone does not.
 
     Raises UnsupportedOperator where a fused operator is used in a way that its expansion does not cover.
     """
     # they fill EXPANSIONS, and are written with what stands here
-    from onnx_explain.ir import attention, contrib, diffusion, grouped, onnx_attention  # noqa: F401
+    from onnx_explain.ir import attention, contrib, diffusion, grouped, onnx_attention, recurrent  # noqa: F401
 
     graph = model.graph
     for node in graph:
@@ -60,33 +68,46 @@ def unfuse(model: ir.Model, shapes: Callable[[ir.Model], Mapping[str, ir.Shape |
     fused = [n for n in graph if (_domain(n), n.op_type) in EXPANSIONS and not _has_room(n, version, varying)]
     if not fused:
         return model
-    op = Writer(graph, version, _float(graph))
+    op = Writer(graph, version, _float(graph), (lambda: Seen()) if look is None else (lambda: look(model)))
     while fused:  # nothing has a shape behind a fused operator before that one is gone: round by round
         passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
-        left: dict[int, UnsupportedOperator] = {}
+        waiting: dict[int, UnsupportedOperator] = {}
+        resigned: set[int] = set()
         for node in fused:
             try:
                 _expand(op, node)
             except Unshaped as error:
-                left[id(node)] = error
+                waiting[id(node)] = error
+            except UnsupportedOperator:
+                if not _may_stay(node):
+                    raise
+                resigned.add(id(node))
         op.finish()
-        if len(left) == len(fused) and not (shapes is not None and _adopt(graph, shapes(model))):
-            raise next(iter(left.values()))
-        fused = [n for n in fused if id(n) in left]
+        left = [n for n in fused if id(n) in waiting]
+        if len(left) + len(resigned) == len(fused) and not (left and op.look().adopt(graph)):
+            if all(map(_may_stay, left)):
+                break
+            raise next(waiting[id(n)] for n in left if not _may_stay(n))
+        fused = left
     if not any(n.domain == MICROSOFT for n in graph):
         graph.opset_imports.pop(MICROSOFT, None)
     return model
 
 
-def _adopt(graph: ir.Graph, shapes: Mapping[str, ir.Shape | None]) -> bool:
-    """Note shapes of tensors that have none; whether there was any."""
-    found = False
-    for node in graph:
-        for value in node.outputs:
-            shape = shapes.get(value.name or "") if value.shape is None else None
-            if shape is not None:
-                value.shape, found = shape, True
-    return found
+def reason(node: Operation) -> str | None:
+    """Why a fused operator was left as it is, in a sentence; None where it is none, or nothing speaks against it."""
+    check = CHECKS.get((node.domain, node.op_type))
+    try:
+        if check is not None:
+            check(node)
+    except UnsupportedOperator as error:
+        return str(error)
+    return None
+
+
+def _may_stay(node: ir.Node) -> bool:
+    """Whether an operator is refused only where relevance has to pass it."""
+    return _domain(node) == "" and node.op_type in RECURRENT
 
 
 def _expand(op: Writer, node: ir.Node) -> None:
@@ -117,6 +138,8 @@ def _has_room(node: ir.Node, version: int, varying: set[int]) -> bool:
     """Whether it is a standard operator that relevance passes as it is."""
     if node.domain == MICROSOFT:
         return False
+    if node.op_type in RECURRENT:
+        return version < _LATE
     if node.op_type == "BatchNormalization":
         return not any(v is not None and id(v) in varying for v in node.inputs[1:])
     return node.op_type == "LayerNormalization" and version >= HAS_LAYER_NORMALIZATION
@@ -163,11 +186,9 @@ class Unshaped(UnsupportedOperator):
     """A shape is not known, yet: that of a tensor behind another fused operator."""
 
 
-def unshaped(node: Operation, what: str) -> Unshaped:
+def unshaped(node: Operation, what: str, remedy: str = "run shape inference on the file") -> Unshaped:
     """The error for a shape that an expansion needs: ``what`` is not known."""
-    return Unshaped(
-        f"{node.where}: {what} not known, without which it cannot be expanded; run shape inference on the file."
-    )
+    return Unshaped(f"{node.where}: {what} not known, without which it cannot be expanded; {remedy}.")
 
 
 def without(node: Operation, operands: dict[int, str]) -> None:
@@ -180,9 +201,43 @@ def without(node: Operation, operands: dict[int, str]) -> None:
 class Writer(Emitter):
     """An emitter that knows the model's opset and float type, before shapes and types are inferred."""
 
-    def __init__(self, graph: ir.Graph, version: int, dtype: ir.DataType) -> None:
+    def __init__(
+        self, graph: ir.Graph, version: int, dtype: ir.DataType, look: Callable[[], Seen] = lambda: Seen()
+    ) -> None:
         super().__init__(graph)
         self.version, self.dtype = version, dtype
+        self._look = look
+        self._seen: Seen | None = None
+
+    def look(self) -> Seen:
+        """What is known of the model as it is now."""
+        self._seen = self._look()
+        return self._seen
+
+    def uniform(self, value: Value) -> float | None:
+        """The number that all entries of a value equal before the model runs, or None."""
+        tensor = value.const_value
+        if tensor is None or value.is_graph_input():
+            return None if value.is_graph_input() else (self._seen or self.look()).uniform.get(value.name or "")
+        array = np.asarray(tensor.numpy())
+        return float(array.flat[0]) if array.size and (array == array.flat[0]).all() else None
+
+    @contextmanager
+    def within(self, name: str) -> Iterator[None]:
+        """Nodes emitted inside are called ``<name>/…``: they are the model's own, not an explanation's."""
+        before, self._scope = self._scope, name
+        try:
+            yield
+        finally:
+            self._scope = before
+
+    def weighed(self, signal: Value, gate: Value) -> Value:
+        """signal ⊙ gate, of which the gate only weighs the signal: relevance rules give it none."""
+        before, self._metadata = self._metadata, {**self._metadata, WEIGHS: "1"}
+        try:
+            return self.emit("Mul", [signal, gate], shared=False)[0]
+        finally:
+            self._metadata = before
 
     def drop(self, node: ir.Node) -> None:
         """Remove a node that nothing reads any more."""

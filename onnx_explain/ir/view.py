@@ -18,6 +18,7 @@ from onnx_explain.errors import ModelError
 Value = ir.Value
 Attribute = Any  # int, float, str, bytes, tuples of them, or a tensor
 
+WEIGHS = "explain.weighs"  # metadata of a product: the position of the factor that only weighs the others
 WIDEST = 1 << 20  # entries of a window along one axis
 MAX_CONSTANT = 1 << 24  # elements; above, a constant operand is an expression, never a number read while building
 
@@ -27,7 +28,8 @@ class Operation:
     """One operation: what rooms, rules and kernels see of a node.
 
     `inputs[i]` is None where an optional operand is left out. `active` holds the positions of the operands that
-    depend on an explained input: relevance flows to those alone.
+    depend on an explained input: relevance flows to those alone. `weighs`: the factor of a product that is known to weigh the
+    others only (a recurrence's gate).
     """
 
     domain: str
@@ -38,6 +40,7 @@ class Operation:
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     active: frozenset[int] = frozenset()
     version: int = 0
+    weighs: int | None = None
 
     @staticmethod
     def of(node: ir.Node, active: frozenset[int] = frozenset(), version: int = 0) -> Operation:
@@ -52,6 +55,7 @@ class Operation:
             attributes,
             active,
             version,
+            int(node.metadata_props[WEIGHS]) if WEIGHS in node.metadata_props else None,
         )
 
     def input(self, index: int) -> Value:

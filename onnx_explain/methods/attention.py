@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from onnx_explain.errors import MethodError
-from onnx_explain.methods.lrp import DENSE, WEIGHTED, Sums
+from onnx_explain.methods.lrp import DENSE, GATED, WEIGHTED, Sums
 from onnx_explain.methods.registry import ALIASES, Assignment, BatchNorm, Composite, Selector, register_method
 from onnx_explain.operators.roles import Linear, Normalization, Pointwise, Product, Rearrangement, Selection, Sum
 from onnx_explain.rules import attention, gradient, lrp
@@ -63,6 +63,7 @@ def attention_composite(
         Assignment(
             Selector(role=Sum), stable(lrp.contribution(product_epsilon, sums)), "ε" if sums == "signed" else "|x|"
         ),
+        Assignment(GATED, lrp.product("signal", product_epsilon), "signal takes all"),
         Assignment(Selector(role=Product), attention.product(products, product_epsilon, signed=signed), products),
         Assignment(Selector(role=Pointwise), lrp.passing, "pass"),
         Assignment(Selector(role=Selection), gradient.route, "winner takes all"),

@@ -31,6 +31,7 @@ _DENSE = ("Gemm", "MatMul", "Einsum")
 WEIGHTED = Selector(role=Linear, kind="weighted")
 FIRST = Selector(role=Linear, kind="weighted", first=True)
 FIRST_CONV = Selector(role=Linear, kind="weighted", operators=("Conv", "ConvTranspose"), first=True)
+GATED = Selector(role=Product, kind="gated")  # a recurrence's gates: Arras et al., WASSA 2017
 DENSE = Selector(role=Linear, kind="weighted", operators=_DENSE)
 
 
@@ -49,6 +50,7 @@ def _others(
         Assignment(Selector(role=Linear, kind="scale"), lrp.passing, "pass"),
         Assignment(Selector(role=Linear, kind="normalisation"), normalisation, "pass" if batch_norm == "pass" else "ε"),
         Assignment(Selector(role=Sum), lrp.contribution(epsilon, sums), "ε" if sums == "signed" else "|x|"),
+        Assignment(GATED, lrp.product("signal", epsilon), "signal takes all"),
         Assignment(Selector(role=Product), lrp.product(products, epsilon), products),
         Assignment(Selector(role=Pointwise), lrp.passing, "pass"),
         Assignment(Selector(role=Selection), gradient.route, "winner takes all"),

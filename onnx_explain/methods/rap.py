@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from onnx_explain.methods.lrp import FIRST, WEIGHTED
+from onnx_explain.methods.lrp import FIRST, GATED, WEIGHTED
 from onnx_explain.methods.registry import Assignment, Composite, Selector, register_method
 from onnx_explain.operators.roles import Linear, Normalization, Product, Rearrangement, Selection, Sum
 from onnx_explain.rules import gradient, lrp, rap
@@ -39,6 +39,7 @@ def _rap(
         Assignment(Selector(role=Rearrangement, operators=("Concat",)), drop if published else gradient.undo, "undo"),
         Assignment(Selector(role=Selection), gradient.route, "winner takes all"),
         Assignment(Selector(role=Rearrangement), gradient.undo, "undo"),
+        Assignment(GATED, lrp.product("signal"), "signal takes all"),
         Assignment(Selector(role=Product), lrp.product("uniform"), "uniform"),
         Assignment(Selector(role=Normalization), lrp.normalization(1e-6), "pass"),
         Assignment(Selector(), lrp.passing, "pass"),

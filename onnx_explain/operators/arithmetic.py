@@ -46,10 +46,12 @@ def mean(node: Operation) -> Sum:
 
 @room("Mul", sign="inherits")
 def mul(node: Operation) -> Role:
-    """y = a·b: a scaling where one operand is constant, a product of two active ones otherwise."""
-    if {0, 1} <= node.active:
+    """y = a·b: a scaling where one operand is constant, a product of two active ones, or of a gate, otherwise."""
+    if {0, 1} <= node.active or node.active == {node.weighs}:
         return Product(
-            lambda op, r, k: reduce_like(op, _as(op, op.Mul(r, node.input(1 - k)), node.y), node.input(k)), (0, 1)
+            lambda op, r, k: reduce_like(op, _as(op, op.Mul(r, node.input(1 - k)), node.y), node.input(k)),
+            (0, 1),
+            weighs=node.weighs,
         )
     data = 1 if 1 in node.active else 0
     return _scaling(node, data, lambda op, s: op.Mul(s, node.input(1 - data)))

@@ -6,7 +6,7 @@ applied to, ``r`` relevance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,13 +84,23 @@ class Product:
     """A function linear in each of several active operands: `vjp(op, r, k)` is the adjoint with the others held fixed.
 
     `numerators`: the operands that carry what is explained (a divisor or an exponent only scales it). `degree`: how many
-    factors one operand brings.
+    factors one operand brings. `weighs`: the numerator that is known to weigh the others only (a recurrence's gate).
     """
 
     vjp: Callable[[Emitter, Value, int], Value]
     numerators: tuple[int, ...]
     elementwise: bool = True
     degree: int = 1
+    weighs: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """``gated`` where one factor is known to weigh the others only, else ``plain``."""
+        return "plain" if self.weighs is None else "gated"
+
+    def bearers(self, active: Collection[int]) -> list[int]:
+        """The active operands that relevance may be shared among."""
+        return [k for k in self.numerators if k in active and k != self.weighs]
 
 
 @dataclass(frozen=True)

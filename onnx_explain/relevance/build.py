@@ -30,6 +30,7 @@ from onnx_explain.path import (
     wrt_tensors,
 )
 from onnx_explain.relevance import rollout as attention
+from onnx_explain.relevance.apart import by_sample as keeps_samples
 from onnx_explain.relevance.chain import Chain, Link, positions, role_of
 from onnx_explain.relevance.graph import Options, RelevanceGraph, Request, Row, verify
 from onnx_explain.relevance.seed import Start, Targets, samples, score_of, start
@@ -204,11 +205,10 @@ class _Half:
         return self.sources if self.at is None else [self.at]
 
     def _by_sample(self, y: Value) -> bool:
-        """Whether axis 0 counts samples: it is open, or as long as the first input's."""
+        """Whether axis 0 counts samples, as it does in the first input."""
         first = next((v for v in self.sources if v.shape is not None and len(v.shape)), None)
-        if rank(y) == 0:
-            return False
-        return dims(y)[0] is None or (first is not None and dims(first)[0] == dims(y)[0])
+        active, live = activity(self.model, self.wrt)
+        return keeps_samples(y, first, nodes_between(self.model, [y], active, live))
 
     def _classes(self, by_sample: bool) -> int | None:
         sizes = dims(self.target)[1:] if by_sample else dims(self.target)
@@ -241,10 +241,11 @@ class _Half:
         return Chain(self.model, self.op, self.composite, self.method, held).links(targets, active, live), live
 
     def _setting(self, begun: Start | None, live: set[int], twin: Twin | None) -> Setting:
-        y = self.target
+        apart = self._by_sample(self.target)
         return Setting(
             self.sources[0],
-            samples(y, self._by_sample(y)),
+            samples(self.target, apart),
+            apart,
             self.ground.nonnegative,
             live,
             accounting=self.options.accounting,

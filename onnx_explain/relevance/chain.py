@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnx_explain.errors import UnsupportedOperator
 from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.unfuse import reason
 from onnx_explain.ir.view import Operation, Value, shape_text
 from onnx_explain.methods import Composite
 from onnx_explain.operators import find
@@ -93,6 +94,9 @@ class Chain:
             return linear.bias(self.op)
 
     def _refusal(self, operation: Operation, version: int) -> str:
+        why = reason(operation)
+        if why is not None:
+            return why
         opset = version if operation.domain in ("", "ai.onnx") else self.model.opset_imports.get(operation.domain, 0)
         shapes = ", ".join(f"{v.name} {shape_text(v)}" for v in operation.inputs if v is not None)
         return (

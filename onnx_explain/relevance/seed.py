@@ -104,7 +104,7 @@ def score_of(op: Emitter, begun: Start, y: Value, *, by_sample: bool) -> Value:
 
 def samples(y: Value, by_sample: bool) -> int | str:
     """How many samples the explained tensor holds, as far as it is known."""
-    if rank(y) == 0 or (rank(y) == 1 and not by_sample):
+    if rank(y) == 0 or not by_sample:
         return 1
     return dims(y)[0] or "N"
 

@@ -37,13 +37,15 @@ class Part:
 class Setting:
     """What a walk is told besides its nodes.
 
-    `source`: the first explained input, whose axis 0 counts the samples; `samples`: how many, as far as known. `live`: {id}
+    `source`: the first explained input, whose axis 0 counts the samples; `samples`: how many, as far as known; `apart`: whether
+    the explained tensor keeps them apart, or all are explained as one. `live`: {id}
     of the values that relevance is meant to reach; what goes elsewhere is counted as absorbed. `score`: the explained
     value, where relevance starts at one. `reference`: a value's twin on the baseline.
     """
 
     source: Value
     samples: int | str
+    apart: bool
     nonnegative: set[int]
     live: set[int]
     accounting: bool = False
@@ -81,9 +83,11 @@ class Walk:
             return total.r if total is not None else zeros_like(self.op, value)
 
     def per_sample(self, value: Value) -> Value:
-        """The sum over each sample: [N]."""
+        """The sum over each sample: [N]; of all, [1], where they are not kept apart."""
         op, source = self.op, self.setting.source
         n = rank(value)
+        if not self.setting.apart:
+            return op.Reshape(op.ReduceSum(value, keepdims=0), op.ints(1))
         if n == 0:
             return op.Reshape(value, op.ints(1))
         first = source.shape

@@ -52,7 +52,7 @@ def product(mode: Literal["uniform", "weighed"] = "uniform", epsilon: float = 1e
         role, node = step.role, step.node
         if not isinstance(role, Product):
             raise wrong_role(step, "is not a product")
-        bearers = [k for k in role.numerators if k in node.active]
+        bearers = role.bearers(node.active)
         if mode == "weighed":
             bearers = _weighed(node, bearers, elementwise=role.elementwise)
         if not bearers:

@@ -493,7 +493,7 @@ def product(mode: Literal["uniform", "signal"] = "uniform", epsilon: float = 1e-
         role = step.role
         if not isinstance(role, Product):
             raise wrong_role(step, "is not a product")
-        bearers = [k for k in role.numerators if k in step.node.active]
+        bearers = role.bearers(step.node.active)
         if not bearers:
             return Shares({}, [step.r])
         if mode == "signal":

@@ -1,0 +1,55 @@
+"""Whether a graph keeps the samples apart on its way to the explained tensor: read off the axis that counts them.
+
+An open batch says so itself: it is called the same at both ends. Of a fixed one only its size is known, and a recurrence
+whose input is [time, batch, features] has as many time steps as its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from onnx_explain.ir.view import Operation, Value, dims, rank
+
+_ALONG = frozenset({"Concat", "Gather", "Slice", "Split"})
+
+
+def by_sample(y: Value, source: Value | None, nodes: Iterable[ir.Node]) -> bool:
+    """Whether axis 0 of y counts samples: it is open, or as long as that of the source, and nothing on the way cuts it."""
+    if rank(y) == 0:
+        return False
+    if dims(y)[0] is None:
+        return True
+    if source is None or source.shape is None or not len(source.shape) or dims(source)[0] != dims(y)[0]:
+        return False
+    return dims(y)[0] == 1 or _apart(source, y, nodes)
+
+
+def _apart(source: Value, y: Value, nodes: Iterable[ir.Node]) -> bool:
+    """Follow the axis that counts samples through transpositions; what changes the rank otherwise is trusted."""
+    places = {id(source): 0}
+    for node in nodes:
+        at = next((places[id(v)] for v in node.inputs if v is not None and id(v) in places), None)
+        if at is None:
+            continue
+        after = _after(Operation.of(node), at)
+        if after is None:
+            return False
+        places.update({id(v): after for v in node.outputs if v.shape is not None and after < len(v.shape)})
+    return places.get(id(y), 0) == 0
+
+
+def _after(node: Operation, at: int) -> int | None:
+    """Where the axis is behind a node; None where the node cuts or joins along it."""
+    x, y = node.x, node.y
+    if x.shape is None or y.shape is None:
+        return 0
+    if node.op_type == "Transpose":
+        perm = node.ints("perm", list(reversed(range(rank(x))))) or []
+        return perm.index(at) if at in perm else 0
+    if len(x.shape) != len(y.shape):
+        return 0
+    if at and node.op_type in _ALONG and node.integer("axis", 0) % rank(y) == at and x.shape != y.shape:
+        return None
+    return at
