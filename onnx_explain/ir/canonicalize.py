@@ -26,6 +26,7 @@ from onnx_explain.ir.halves import in_single
 from onnx_explain.ir.model import first_line
 from onnx_explain.ir.recognise import recognise
 from onnx_explain.ir.seen import Seen
+from onnx_explain.ir.straighten import straighten
 from onnx_explain.ir.unfuse import unfuse
 
 OPSET = 18  # the lowest opset with axes as inputs, Split's num_outputs and ScatterElements' additions
@@ -47,9 +48,11 @@ def canonicalize(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     model = model.clone()
     _lift(model)
     _bind(model, shapes or {})
+    straighten(model)
     unfuse(model, look)
     _convert(model)
     _lift(model)
+    straighten(model, look)
     unfuse(model, look)
     in_single(model)
     _say_defaults(model)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnx_explain.ir.seen import MOST
 from onnx_explain.ir.unfuse import CHECKS, RECURRENT, Results, Writer, fused, refused, unshaped
 from onnx_explain.ir.view import Operation, Value
 
-MOST = 60_000  # nodes of one layer
 Activation = Callable[[Writer, Value], Value]
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _PER_STEP = {"LSTM": 12, "GRU": 14, "RNN": 3}

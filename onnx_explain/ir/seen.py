@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+MOST = 50_000  # nodes that one recurrent layer, or all loops of a model, may stand for
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -45,4 +47,4 @@ def number_of(value: ir.Value, seen: Seen | None = None) -> npt.NDArray[Any] | N
     """The number behind a value, where it is one."""
     if value.const_value is not None and not value.is_graph_input():
         return np.asarray(value.const_value.numpy())
-    return None if seen is None else seen.numbers.get(value.name or "")
+    return None if seen is None or value.producer() is None else seen.numbers.get(value.name or "")
