@@ -28,6 +28,7 @@ from onnx_explain import METHODS, Composite, Method  # noqa: E402
 from onnx_explain.errors import MethodError, UnsupportedOperator  # noqa: E402
 from onnx_explain.ir.canonicalize import canonicalize  # noqa: E402
 from onnx_explain.ir.model import load  # noqa: E402
+from onnx_explain.ir.seen import MOST  # noqa: E402
 from onnx_explain.ir.view import Operation  # noqa: E402
 from onnx_explain.methods import ALIASES, FAMILIES  # noqa: E402
 from onnx_explain.operators import NO_RELEVANCE, ROOMS, find  # noqa: E402
@@ -122,6 +123,7 @@ OTHER_RULES = {
     "a window has several positions; per sample",
     "[x]₊ ratio": "the positive parts of the operands share",
     "weighed": "all to the values, none to attention probabilities and gates",
+    "signal takes all": "gates of recurrences: all to what they weigh, none to the gate",
     "Taylor": "x ⊙ (R - y·ΣR)",
     "rescale": "pointwise: m·Δy/Δx, the derivative where Δx is tiny; maxima, products, Softmax and normalisations by exact secants",
     "guided (path)": "rectify R, then the winner takes all",
@@ -139,12 +141,8 @@ WANTED = [
     "DequantizeLinear",
     "DFT",
     "Einsum",
-    "GRU",
     "GridSample",
     "GroupNormalization",
-    "If",
-    "LSTM",
-    "Loop",
     "LpNormalization",
     "LpPool",
     "MatMulInteger",
@@ -154,7 +152,6 @@ WANTED = [
     "QLinearConv",
     "QLinearMatMul",
     "QuantizeLinear",
-    "RNN",
     "ReduceL1",
     "ReduceLogSum",
     "ReduceLogSumExp",
@@ -163,7 +160,6 @@ WANTED = [
     "RoiAlign",
     "RotaryEmbedding",
     "STFT",
-    "Scan",
     "ScatterElements",
     "ScatterND",
     "SequenceAt",
@@ -209,6 +205,17 @@ of the result without looking at numbers (*as operands*: ≥ 0 where they all ar
 REFUSED = """\
 An operator without a room is refused (`UnsupportedOperator`) where it lies between an explained input and the target;
 elsewhere it does not matter."""
+
+WRITTEN_OUT = """\
+`LSTM`, `GRU` and `RNN` have no room of their own: canonical form writes them as one product of all time steps, then the
+steps one by one, named `<layer>/<direction>/<step>/…` (`onnx_explain/ir/recurrent.py`). Every direction, layout, activation,
+`clip`, `input_forget`, `linear_before_reset`, initial states and lengths. Their gates weigh the signal: no LRP rule gives
+them relevance. Refused on the way, and left alone elsewhere: peepholes that are not zero, a sequence length that is not known
+(`--input-shape` tells it), more than {most:,} nodes in one layer.
+
+`If`, `Loop` and `Scan` are written out where they do not depend on the data: a condition, a number of rounds or a length
+that the file states or that follows from the input's shapes, up to {most:,} nodes for all loops of a model
+(`onnx_explain/ir/straighten.py`). What depends on the data is refused on the way, and left alone elsewhere."""
 
 # ------------------------------------------------------------------------------------------- nodes to ask with
 
@@ -475,8 +482,10 @@ def operators_page() -> str:
         "Integers, comparisons, random numbers, constants: relevance stops there by nature, and is not needed behind them.\n\n"
         + ", ".join(f"`{name}`" for name in sorted(NO_RELEVANCE))
         + "; `Cast` and `CastLike` from or to integers.",
+        "## Recurrences and control flow",
+        WRITTEN_OUT.format(most=MOST),
         "## Refused",
-        f"{REFUSED} Among those: {', '.join(f'`{name}`' for name in WANTED if ('', name) not in ROOMS)}; control flow; "
+        f"{REFUSED} Among those: {', '.join(f'`{name}`' for name in WANTED if ('', name) not in ROOMS)}; "
         "every operator of another domain (`com.microsoft`, `ai.onnx.ml`, …). A model's own functions are inlined first.",
         "These forms of operators with a room are refused too:",
         table(("operator", "form"), refusals()),
