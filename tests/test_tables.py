@@ -130,7 +130,7 @@ def test_columns_that_do_not_fit_the_inputs_are_told(
 
 
 @given(data=st.binary(max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_bytes_are_a_table_or_one_sentence(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes(data)
@@ -302,3 +302,9 @@ def test_compare_draws_rows_and_signals(place: Path, net: str, file: str) -> Non
     np.save("s.npy", drawn(1, 40))
     run("compare", net, file, "-m", "gradient,lrp-epsilon", "-o", "c.png", "--dark")
     assert Path("c.png").stat().st_size > 5000
+
+
+def test_evaluate_reads_no_tables_and_says_so(place: Path) -> None:
+    Path("r.csv").write_text("a,b,c\n1,2,3\n")
+    said = run("evaluate", "two.onnx", "r.csv", "-m", "gradient", "-o", "out", code=2)
+    assert "put the array into an .npz file" in " ".join(said.split())

@@ -56,6 +56,10 @@ class Given:
             raise InputError("A text needs the model's tokenizer: name its tokenizer.json by --tokenizer.")
         if self.each:
             return []
+        if not (self.files or self.texts):
+            raise InputError(
+                "No input was given: name files or folders, or give --text, or --input NAME=FILE for each input."
+            )
         suffixes = TEXT_SUFFIXES if self.tokenizer is not None else frozenset[str]()
         return find_inputs(self.files, more=suffixes) if self.files or not self.texts else []
 

@@ -121,7 +121,7 @@ class DataSet:
         """Every file with its samples."""
         found, first = [], 0
         for path, name in zip(self.paths, data.sample_names(self.paths)):
-            if path.suffix.lower() == ".npy":
+            if path.suffix.lower() in {".npy", *data.TABLE_SUFFIXES}:
                 raise InputError(f"{path}: evaluate reads pictures and .npz files; put the array into an .npz file.")
             count = self._rows(path) if path.suffix.lower() == ".npz" else 1
             found.append(_Place(path, name, first, count))

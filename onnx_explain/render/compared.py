@@ -70,7 +70,8 @@ def figure_bands(
     if names is not None and count > top:
         shown = np.sort(np.argsort(-np.abs(heats).max(0), kind="stable")[:top])
     labels = [] if names is None else [fit(str(names[int(i)]), 1.4, 7, 1) for i in shown]
-    left = 0.3 + max(text_width(fit(n, 2.0, 8, 1), 8) for n in rows)
+    said = [fit(told, 2.2, 5.5, 1) for told in (notes or {}).values()]
+    left = 0.3 + max(*(text_width(fit(n, 2.2, 8, 1), 8) for n in rows), *(text_width(s, 5.5) for s in said), 0.5)
     head, foot = 0.0 if signal is None else 1.0, 0.1 + max((text_width(x, 7) for x in labels), default=0.1)
     height = 0.32
     page = Page(9.0, head + height * len(rows) + foot, title, theme, note=_NOTE, legend=blend(theme.face))
@@ -85,9 +86,9 @@ def figure_bands(
         band.imshow(_coloured(_pooled(heat[shown]), theme.face), aspect="auto", interpolation="nearest")
         band.set(xticks=[], yticks=[])
         middle = down + height / 2
-        page.text(left - 0.08, middle - (0.06 if notes else 0.0), fit(name, 2.0, 8, 1), 8, ha="right")
+        page.text(left - 0.08, middle - (0.06 if notes else 0.0), fit(name, 2.2, 8, 1), 8, ha="right")
         if notes and notes.get(name):
-            page.text(left - 0.08, middle + 0.08, fit(notes[name], left - 0.1, 5.5, 1), 5.5, ha="right", muted=True)
+            page.text(left - 0.08, middle + 0.08, fit(notes[name], 2.2, 5.5, 1), 5.5, ha="right", muted=True)
     down = head + height * len(rows)
     for k, label in enumerate(labels):
         across = left + width * (k + 0.5) / len(labels)
