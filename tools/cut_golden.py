@@ -65,6 +65,8 @@ CLASSIC = {
         "pytorch_grad_cam/XGradCAM_scaled_upsampled",
     ],
 }
+ENCODER = ["x", "target", "torch/gradient", "lxt/attn", "lxt/cp", "lxt/eff_attn", "lxt/eff_cp"]
+ENCODINGS = ["op13_decomposed", "op17", "op20"]
 BOX = ["zbox_low", "zbox_high", "zbox_low_vec", "zbox_high_vec"]
 RUNS = {"vgg_small": ("img0", "img1"), "resnet_small": ("img0", "img1")}
 LAYERS = [
@@ -87,6 +89,14 @@ def cut_classic(source: Path, out: Path) -> None:
             kept = {k: arrays[k][:1] for k in ["x", "target", *keys]}
             kept |= {k: arrays[k] for k in BOX if k in arrays.files}
         np.savez_compressed(out / f"{net}.f64.npz", **kept)
+
+
+def cut_encoder(source: Path, out: Path) -> None:
+    """One transformer block in three encodings, whole: it is small."""
+    for encoding in ENCODINGS:
+        shutil.copyfile(source / f"enc_gelu_ln.{encoding}.onnx", out / f"enc_gelu_ln.{encoding}.onnx")
+    with np.load(source / "enc_gelu_ln.f64.npz") as arrays:
+        np.savez_compressed(out / "enc_gelu_ln.f64.npz", **{k: arrays[k] for k in ENCODER})
 
 
 def cut_rap(source: Path, out: Path) -> None:
@@ -124,6 +134,7 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     cut_classic(given.source / "classic", given.out)
+    cut_encoder(given.source / "classic", given.out)
     cut_rap(given.source / "rap_rsp", given.out)
     cut_rsp(given.source / "rap_rsp", given.out)
     total = sum(f.stat().st_size for f in given.out.rglob("*") if f.is_file())
