@@ -593,3 +593,44 @@ def test_a_real_file_that_onnx_runtime_has_optimised_says_the_same(name: str, tm
             next(iter(Explainer(m, method)(drawn(*sizes), target=1).relevance.values())) for m in (plain, fused_file)
         )
         assert np.abs(a - b).max() <= 1e-4 * np.abs(a).max()
+
+
+@pytest.mark.parametrize("order", ["x, m", "m, x"])
+def test_a_bias_that_was_taken_in_stays_with_its_product(order: str) -> None:
+    """ε meets the product and its bias together, as in the file that was optimised: a large one would tell."""
+    head = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]> net (float[N,5,8] x) => (float[N,5,8] y)'
+    texts = (
+        f"{head} {{ m = MatMul(x, w) y = com.microsoft.SkipLayerNormalization<epsilon=1e-5>({order}, g, s, b) }}",
+        f"{head} {{ m = MatMul(x, w) a = Add(m, b) r = Add(x, a) y = LayerNormalization<epsilon=1e-5>(r, g, s) }}",
+    )
+    weights = {"w": drawn(8, 8), "b": drawn(8), "g": GAIN, "s": SHIFT}
+    found = []
+    for text in texts:
+        model = parser.parse_model(text)
+        model.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in weights.items())
+        explainer = Explainer(model, "attn-lrp", epsilon=0.1, product_epsilon=0.1)
+        found.append(explainer(SEQUENCE, target=3).relevance["x"])
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6 * np.abs(found[1]).max())
+
+
+def test_a_mask_reaches_attention_as_the_lengths_that_the_embeddings_count() -> None:
+    """As ONNX Runtime's optimizer writes BERT."""
+    text = """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+    bert (int32[N,3] ids, int32[N,3] segments, int32[N,3] mask) => (float[N,3,8] y) {
+      e, l = com.microsoft.EmbedLayerNormalization(ids, segments, w, p, q, g, s, mask)
+      y = com.microsoft.Attention<num_heads=2>(e, wa, ba, l)
+    }"""
+    weights = {"w": drawn(6, 8), "p": drawn(9, 8), "q": drawn(2, 8), "g": GAIN, "s": SHIFT, "wa": W3, "ba": B3}
+    model = parser.parse_model(text)
+    model.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in weights.items())
+    feeds = {
+        "ids": np.array([[1, 3, 2], [0, 2, 4]], np.int32),
+        "segments": np.array([[0, 0, 1], [1, 1, 0]], np.int32),
+        "mask": np.array([[1, 1, 1], [1, 1, 0]], np.int32),
+    }
+    theirs = run(model.SerializeToString(), feeds)["y"]
+    e = Explainer(model, "attn-lrp")(feeds, target=0)
+    np.testing.assert_allclose(e.outputs["y"], theirs, atol=TOLERANCE)
+    words = next(r for r in e.relevance.values() if r.any())
+    assert words[0, 2].any()
+    assert not words[1, 2].any()  # what the mask hides has no share in another word

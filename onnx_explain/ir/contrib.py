@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import onnx_ir as ir
 
 from onnx_explain.ir.unfuse import (
     HAS_LAYER_NORMALIZATION,
@@ -143,18 +144,36 @@ def _early_layer_norm(op: Writer, node: Operation) -> Results:
     return [_layer_norm(op, node.x, node.input(1), shift, node.number("epsilon", 1e-5)), None, None]
 
 
+def _skipped(op: Writer, node: Operation, bias: int) -> Value:
+    """x + skip + bias, the bias with the one that a product made: it was that product's before ONNX Runtime took it in."""
+    x, skip = node.x, node.input(1)
+    if node.has(bias):
+        if _multiplied(skip) and not _multiplied(x):
+            skip = op.Add(skip, node.input(bias))
+        else:
+            x = op.Add(x, node.input(bias))
+    return op.Add(x, skip)
+
+
+def _multiplied(value: Value) -> bool:
+    """Whether a product makes it, through what keeps the order of entries."""
+    maker = value.producer()
+    while maker is not None and maker.op_type in ("Reshape", "Squeeze", "Unsqueeze", "Identity"):
+        inner = maker.inputs[0]
+        maker = None if inner is None else inner.producer()
+    return maker is not None and maker.op_type in ("MatMul", "FusedMatMul", "Gemm", "Conv")
+
+
 @fused("SkipLayerNormalization")
 def _skip_layer_norm(op: Writer, node: Operation) -> Results:
-    whole = op.Add(node.x, node.input(1))
-    whole = op.Add(whole, node.input(4)) if node.has(4) else whole
+    whole = _skipped(op, node, 4)
     shift = node.input(3) if node.has(3) else None
     return [_layer_norm(op, whole, node.input(2), shift, node.number("epsilon", 1e-12)), None, None, whole]
 
 
 @fused("SkipSimplifiedLayerNormalization")
 def _skip_rms_norm(op: Writer, node: Operation) -> Results:
-    whole = op.Add(node.x, node.input(1))
-    whole = op.Add(whole, node.input(3)) if node.has(3) else whole
+    whole = _skipped(op, node, 3)
     return [_rms_norm(op, whole, node.input(2), [-1], node.number("epsilon", 1e-12)), None, None, whole]
 
 
@@ -178,7 +197,19 @@ def _embed_layer_norm(op: Writer, node: Operation) -> Results:
     if node.has(1) and node.has(4):
         whole = op.Add(whole, op.Gather(node.input(4), node.input(1), axis=0))
     y = _layer_norm(op, whole, node.input(5), node.input(6), node.number("epsilon", 1e-12))
-    return [y, None, whole]
+    return [y, _lengths(op, node), whole]
+
+
+def _lengths(op: Writer, node: Operation) -> Value:
+    """How many words of each sample the mask keeps [N] as int32; zeros without a mask."""
+    words = op.Cast(node.input(7) if node.has(7) else node.x, to=int(ir.DataType.INT64))
+    kept = words if node.has(7) else op.Mul(words, op.constant(np.asarray(0, np.int64)))
+    total = (
+        op.ReduceSum(kept, op.ints(1), keepdims=0)
+        if op.version >= _AXES_OF_SUM
+        else op.ReduceSum(kept, axes=[1], keepdims=0)
+    )
+    return op.Cast(total, to=int(ir.DataType.INT32))
 
 
 @fused("BatchNormalization", domain="")
