@@ -439,3 +439,39 @@ def test_a_trained_vision_transformer_is_explained(method: str) -> None:
     assert r.reshape(4, -1).any(1).all()
     if method != "gradient":
         assert np.abs(e.conservation).max() <= 1e-4
+
+
+# --------------------------------------------------------------------------- masks
+
+GUARDED = """<ir_version: 8, opset_import: ["" : 18]> net (float[N, 3, 4] x, int64[N, 3] mask) => (float[N, 4] y)
+<float zero = {0}, float low = {LOW}, int64[2] axes = {1, 2}, int64[1] one = {1}> {
+  t = Transpose<perm = [0, 2, 1]>(x) s = MatMul(x, t)
+  m = Cast<to = 9>(mask) k = Unsqueeze(m, one) masked = Where(k, s, low)
+  p = Softmax<axis = -1>(masked) GUARD
+  v = MatMul(a, x) y = ReduceMean<keepdims = 0>(v, one)
+}"""
+GUARDS = {
+    "-inf": ("-inf", "nan = IsNaN(p) a = Where(nan, zero, p)"),  # as PyTorch writes attention
+    "lowest": ("-3.4028234663852886e+38", "a = Identity(p)"),  # as transformers writes it
+}
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+@pytest.mark.parametrize(
+    "method", ["gradient", "attn-lrp", "cp-lrp", "lrp-epsilon", "attention-rollout", "gradient-rollout"]
+)
+def test_a_sample_that_is_masked_whole_is_finite_and_changes_no_other(method: str, guard: str) -> None:
+    low, behind = GUARDS[guard]
+    model = parser.parse_model(GUARDED.replace("LOW", "0" if low == "-inf" else low).replace("GUARD", behind))
+    if low == "-inf":  # the text format has no infinity
+        tensor = next(t for t in model.graph.initializer if t.name == "low")
+        tensor.CopyFrom(numpy_helper.from_array(np.asarray(-np.inf, np.float32), "low"))
+    x = np.random.default_rng(8).standard_normal((3, 3, 4)).astype(np.float32)
+    mask = np.array([[1, 1, 1], [0, 0, 0], [1, 0, 1]])
+    e = Explainer(model, method)({"x": x, "mask": mask}, target=1)
+    assert np.isfinite(e.relevance["x"]).all()
+    assert np.isfinite(e.absorbed).all()
+    if method != "gradient":
+        assert e.conservation.max() <= 1e-4
+    rest = Explainer(model, method)({"x": x[[0, 2]], "mask": mask[[0, 2]]}, target=1)
+    np.testing.assert_allclose(e.relevance["x"][[0, 2]], rest.relevance["x"], atol=1e-6)

@@ -244,10 +244,21 @@ def softmax(node: Operation) -> Normalization:
     axis = node.integer("axis", -1)
 
     def vjp(op: Emitter, r: Value) -> Value:
-        total = op.ReduceSum(op.Mul(r, node.y), op.ints(axis), keepdims=1)
-        return op.typed(op.Mul(node.y, op.Sub(r, total)), node.x)
+        y = probabilities(op, node)
+        total = op.ReduceSum(op.Mul(r, y), op.ints(axis), keepdims=1)
+        return op.typed(op.Mul(y, op.Sub(r, total)), node.x)
 
     return Normalization(vjp, softmax=True)
+
+
+def probabilities(op: Emitter, node: Operation) -> Value:
+    """A Softmax's result; 0 for the NaN of a row whose logits are all -∞, where the model itself looks for it behind.
+
+    PyTorch writes attention so: nothing of such a row is used. Without that guard the model's own output is NaN.
+    """
+    if all(use.node.op_type != "IsNaN" for use in node.y.uses()):
+        return node.y
+    return op.typed(op.Where(op.IsNaN(node.y), op.constant(0.0, like=node.y), node.y), node.y)
 
 
 @room("LogSoftmax", head=True)

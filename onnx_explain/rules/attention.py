@@ -11,20 +11,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, dims
 from onnx_explain.operators import find
+from onnx_explain.operators.normalize import probabilities
 from onnx_explain.operators.roles import Linear, Normalization, Pointwise, Product, Rearrangement, Role, reduce_like
 from onnx_explain.rules import lrp
-from onnx_explain.rules.share import Rule, Shares, Step, quotient, wrong_role
+from onnx_explain.rules.share import Rule, Shares, Step, quotient, unmasked, wrong_role
 
 _STEPS = 32  # values looked at between a factor and what made it
 
 
 def softmax(op: Emitter, step: Step) -> Shares:
-    """R_u = u ⊙ (R_s - s·ΣR_s) along the axis, for logits u and probabilities s; 0 where u = -∞ (masked).
+    """R_u = u ⊙ (R_s - s·ΣR_s) along the axis, for logits u and probabilities s; 0 where u is masked.
 
     The first-order Taylor expansion at u. Its bias keeps the rest, which is reported as absorbed.
     """
@@ -33,10 +32,8 @@ def softmax(op: Emitter, step: Step) -> Shares:
         raise wrong_role(step, "is no Softmax")
     x = node.x
     total = op.ReduceSum(step.r, op.ints(node.integer("axis", -1)), keepdims=1)
-    inner = op.typed(op.Sub(step.r, op.Mul(node.y, total)), x)
-    unmasked = op.Greater(x, op.constant(-np.inf, like=x))
-    logits = op.typed(op.Where(unmasked, x, op.constant(0.0, like=x)), x)
-    share = op.typed(op.Mul(logits, inner), x)
+    inner = op.typed(op.Sub(step.r, op.Mul(probabilities(op, node), total)), x)
+    share = op.typed(op.Mul(unmasked(op, x), inner), x)
     return Shares({0: share}, [op.typed(op.Sub(step.r, share), x)] if step.accounting else [])
 
 

@@ -18,6 +18,7 @@ from onnx_explain.ir import composite
 from onnx_explain.ir.composite import CompositeNode, expansion
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, rank
+from onnx_explain.operators.normalize import probabilities
 from onnx_explain.operators.roles import Linear, Normalization, Product, Sum, reduce_like
 from onnx_explain.rules.share import (
     Rule,
@@ -33,6 +34,7 @@ from onnx_explain.rules.share import (
     safe_divide,
     sizes,
     transposed_apart,
+    unmasked,
     wrong_role,
 )
 
@@ -523,8 +525,7 @@ def normalization(epsilon: float = 1e-6) -> Rule:
             raise wrong_role(step, "is not a normalisation")
         if role.linear is None:
             back, x = _taylor(op, step) if role.softmax else role.vjp(op, step.r), step.node.x
-            if role.softmax:  # masked logits (-inf) have no probability and receive nothing
-                x = op.Where(op.Greater(x, op.constant(-np.inf, like=x)), x, op.constant(0.0, like=x))
+            x = unmasked(op, x) if role.softmax else x
             share = op.typed(op.Mul(x, back), step.node.x)
             # not conserving by design: the rest is the bias of the Taylor expansion
             return Shares({0: share}, [op.typed(op.Sub(step.r, share), step.node.x)] if step.accounting else [])
@@ -536,4 +537,4 @@ def normalization(epsilon: float = 1e-6) -> Rule:
 def _taylor(op: Emitter, step: Step) -> Value:
     axis = step.node.integer("axis", -1)
     total = op.ReduceSum(step.r, op.ints(axis), keepdims=1)
-    return op.Sub(step.r, op.Mul(step.node.y, total))
+    return op.Sub(step.r, op.Mul(probabilities(op, step.node), total))

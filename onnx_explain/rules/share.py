@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from onnx_explain.errors import MethodError
@@ -97,6 +98,13 @@ def quotient(op: Emitter, r: Value, z: Value, epsilon: float, *, nonnegative: bo
     if epsilon == 0.0:
         return safe_divide(op, r, z)
     return op.Div(r, stabilise(op, z, epsilon, nonnegative=nonnegative))
+
+
+def unmasked(op: Emitter, logits: Value) -> Value:
+    """Logits with 0 for those that a mask has put out of reach: -∞, or a number so low that no network computes it."""
+    lowest = float(np.finfo(np.float16 if logits.dtype == ir.DataType.FLOAT16 else np.float32).min)
+    reached = op.Greater(logits, op.constant(lowest / 4.0, like=logits))
+    return op.typed(op.Where(reached, logits, op.constant(0.0, like=logits)), logits)
 
 
 def positive(op: Emitter, value: Value) -> Value:
