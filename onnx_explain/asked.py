@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from onnx_explain import feeds as feeding
+from onnx_explain.aiming import Aimed
 from onnx_explain.backends import gpu
 from onnx_explain.backends.onnx import Arrays
-from onnx_explain.errors import InputError, MethodError, RuntimeMissing
+from onnx_explain.errors import InputError, MethodError, RuntimeMissing, TargetError
+from onnx_explain.explanation import Target
+from onnx_explain.ir.view import dims
 from onnx_explain.methods import Composite, Method, Procedure, Seed, resolve
-from onnx_explain.prepared import Array, Backend, Outcome
-from onnx_explain.relevance import RelevanceGraph
-from onnx_explain.target import Parsed
+from onnx_explain.path import explained_tensor, wrt_tensors
+from onnx_explain.prepared import Array, Backend, Outcome, Spot
+from onnx_explain.relevance import Options, RelevanceGraph
+from onnx_explain.relevance.apart import keeps_samples
+from onnx_explain.target import ARGMAX, NOT_EXPLAINED, Parsed
 
 Names = str | Sequence[str]
 
@@ -90,6 +96,63 @@ def refuse_hostile_target(ways: Sequence[Way], aim: Parsed, index: Array) -> Non
             raise MethodError(
                 f"Method {way.name!r}: class {both[0]} is the target and cannot be hostile too; leave it out of `hostile`."
             )
+
+
+def check_computed(text: str, found: Outcome, sure: Array | None) -> tuple[str, ...]:
+    """A note where a computed target had nothing to look at; TargetError where it is no number.
+
+    sure: truth values [N], False where nothing fulfilled a condition or a divisor was 0.
+    """
+    explained = np.atleast_1d(found.index) != NOT_EXPLAINED
+    wrong = np.flatnonzero(explained & ~np.isfinite(np.atleast_1d(found.score)))
+    if len(wrong):
+        value = float(np.atleast_1d(found.score)[wrong[0]])
+        raise TargetError(
+            f"Target {text!r} is {value} for sample {wrong[0]}, which has no explanation; check its terms."
+        )
+    if sure is None:
+        return ()
+    empty = np.flatnonzero(explained & ~np.atleast_1d(sure))
+    if not len(empty):
+        return ()
+    which = "sample " + ", ".join(map(str, empty[:5])) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+    return (
+        f"Target {text!r}: in {which} nothing fulfils a condition, or a divisor is 0; that part of it counts as 0.",
+    )
+
+
+def target_of(found: Outcome, aimed: Aimed | None, sure: Array | None) -> Target:
+    """What was explained."""
+    if aimed is None:
+        return Target(found.explained, found.index, found.score)
+    certain = None if sure is None else np.atleast_1d(sure)
+    return Target(found.explained, found.index, found.score, aimed.text, aimed.reads, certain)
+
+
+def default_index(spot: Spot, options: Options) -> int:
+    """The index that a converted file explains where none is given, the same for every sample; TargetError."""
+    aim = spot.target
+    if spot.aimed is not None:
+        if aim.element not in ((), (0,), (None,)):
+            raise TargetError(
+                f"Target {aim.text!r} names a sample, but a file explains every sample it is given; write ':' for it."
+            )
+        return 0
+    if aim.index is None and aim.element is None:
+        return ARGMAX
+    if isinstance(aim.index, tuple):
+        raise TargetError("A file explains the same target for every sample; give one index, not one per sample.")
+    model = spot.prepared.canonical()
+    y = explained_tensor(model, options.output, logits=options.logits)
+    apart, shape = keeps_samples(model, y, wrt_tensors(model, options.wrt)), tuple(dims(y))
+    if aim.element is not None and apart and aim.element[:1] not in ((0,), (None,)):
+        raise TargetError(
+            f"Target {aim.text!r} names a sample, but a file explains every sample it is given; write ':' for it."
+        )
+    sizes = shape[1:] if apart else shape
+    classes = None if any(d is None for d in sizes) else prod(d or 1 for d in sizes)
+    found = aim.indices(1, classes, shape, y.name or "", by_sample=apart)
+    return int(found[0])
 
 
 def names_of(option: str, given: Any) -> tuple[str, ...]:

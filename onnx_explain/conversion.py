@@ -25,9 +25,16 @@ _HALF_EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 def describe(
-    model: ir.Model, graph: RelevanceGraph, source: Loaded, *, method: str, options: Mapping[str, Any], seed: str
+    model: ir.Model,
+    graph: RelevanceGraph,
+    source: Loaded,
+    *,
+    method: str,
+    options: Mapping[str, Any],
+    seed: str,
+    expression: str | None = None,
 ) -> None:
-    """Write what an auditor reads off the file into its metadata; in place."""
+    """Write what an auditor reads off the file into its metadata; in place. expression: a computed target."""
     model.producer_name, model.producer_version = "onnx-explain", __version__
     model.metadata_props.update(
         {
@@ -37,12 +44,15 @@ def describe(
                 {name: plain_option(value) for name, value in options.items()}, sort_keys=True
             ),
             "onnx_explain.seed": seed,
-            "onnx_explain.target": graph.target_input,
             "onnx_explain.explained": graph.explained,
             "onnx_explain.relevance": json.dumps({**graph.relevance, **graph.kept}),
             "onnx_explain.source_sha256": source.sha256,
         }
     )
+    if graph.target_input:
+        model.metadata_props["onnx_explain.target"] = graph.target_input
+    if expression is not None:
+        model.metadata_props["onnx_explain.expression"] = expression
     if graph.layer is not None:
         model.metadata_props["onnx_explain.layer"] = graph.layer
 

@@ -18,20 +18,23 @@ from onnx_explain import feeds as feeding
 from onnx_explain.asked import (
     Names,
     Way,
+    check_computed,
     check_settings,
     composite_of,
+    default_index,
     device_of,
     name_of,
     names_of,
     outcome,
     refuse_hostile_target,
+    target_of,
     way_of,
 )
 from onnx_explain.backends import onnx as backends
 from onnx_explain.backends.gpu import GpuRunner, Tensor
 from onnx_explain.embedded import by_entry
 from onnx_explain.errors import InputError, MethodError, OutputError
-from onnx_explain.explanation import Explanation, Target
+from onnx_explain.explanation import Explanation
 from onnx_explain.files import draft, target_path
 from onnx_explain.ir import composite as composites
 from onnx_explain.ir.canonicalize import Shapes, canonicalize
@@ -40,10 +43,10 @@ from onnx_explain.ir.model import Source, load, serialise, write
 from onnx_explain.methods import Composite, Seed, resolve
 from onnx_explain.methods.ensemble import Ensemble
 from onnx_explain.methods.perturbation import Perturbation
-from onnx_explain.path import channel_axis, slides, wrt_inputs
-from onnx_explain.prepared import Array, Backend, Outcome, Prepared, foreseen
+from onnx_explain.path import channel_axis, explained_tensor, slides, wrt_inputs
+from onnx_explain.prepared import Array, Backend, Outcome, Prepared, Spot, foreseen
 from onnx_explain.relevance import Options, RelevanceGraph, Request, Row, build, build_several, plan, vector_jacobian
-from onnx_explain.target import Parsed, parse
+from onnx_explain.target import parse
 
 
 class _Explains:
@@ -114,63 +117,76 @@ class _Explains:
         """The model as read, before canonical form; do not change it."""
         return self._prepared.source.model
 
+    def explained(self, target: Any = None) -> ir.Value:
+        """The tensor whose element is explained, of a model whose shapes are known."""
+        spot = self._spot(target, sure=False)
+        output = spot.target.output or spot.options.output
+        return explained_tensor(spot.prepared.canonical(), output, logits=spot.options.logits)
+
     def _all(self, x: Array | Mapping[str, Array], targets: Sequence[Any]) -> list[list[Explanation]]:
         """One list per target, in it one explanation per method."""
         feeds = self._prepared.feeds(x)
-        parsed = [parse(t) for t in targets]
+        spots = [self._prepared.at(parse(t), feeds, self._options) for t in targets]
         shared = {m: way for m, way in enumerate(self._ways) if isinstance(way.procedure, Composite)}
         found: dict[tuple[int, int], Explanation] = {}
-        for output in dict.fromkeys(p.output for p in parsed) if shared else ():
-            slots = [i for i, p in enumerate(parsed) if p.output == output]
-            outcomes, seconds = self._one_pass([*shared.values()], feeds, [parsed[i] for i in slots], output)
+        places = [(id(s.prepared), s.target.output) for s in spots]
+        for place in dict.fromkeys(places) if shared else ():
+            slots = [i for i, p in enumerate(places) if p == place]
+            outcomes, seconds = self._one_pass([*shared.values()], feeds, [spots[i] for i in slots])
             for (slot, m), one in zip(((i, m) for i in slots for m in shared), outcomes):
-                found[slot, m] = self._explanation(shared[m], feeds, one, seconds / len(outcomes))
+                found[slot, m] = self._explanation(shared[m], spots[slot], feeds, one, seconds / len(outcomes))
         for m, way in enumerate(self._ways):
             if not isinstance(way.procedure, Composite):
-                for slot, aim in enumerate(parsed):
+                for slot, spot in enumerate(spots):
                     started = time.perf_counter()
-                    found_here = self._many_passes(way, feeds, aim)
-                    found[slot, m] = self._explanation(way, feeds, found_here, time.perf_counter() - started)
-        return [[found[slot, m] for m in range(len(self._ways))] for slot in range(len(parsed))]
+                    found_here = self._many_passes(way, feeds, spot)
+                    found[slot, m] = self._explanation(way, spot, feeds, found_here, time.perf_counter() - started)
+        return [[found[slot, m] for m in range(len(self._ways))] for slot in range(len(spots))]
 
     # -- stages
 
-    def _asked(self, way: Way, output: str | None, slot: int = 0) -> Options:
-        return replace(self._options, output=output or self._options.output, seed=way.seed, slot=slot)
+    def _asked(self, way: Way, spot: Spot, slot: int = 0) -> Options:
+        output = spot.target.output or spot.options.output
+        return replace(spot.options, output=output, seed=way.seed, slot=slot)
+
+    def _spot(self, target: Any, **settings: bool) -> Spot:
+        """Where a target is, of a model whose shapes are known."""
+        return self._prepared.at(parse(target), None, self._options, **settings)
 
     def _one_pass(
-        self, ways: Sequence[Way], feeds: dict[str, Array], aims: Sequence[Parsed], output: str | None
+        self, ways: Sequence[Way], feeds: dict[str, Array], spots: Sequence[Spot]
     ) -> tuple[list[Outcome], float]:
         """All methods of one backward pass and all targets in one run."""
-        prepared = self._prepared
+        prepared, output = spots[0].prepared, spots[0].target.output
 
         def make(model: ir.Model) -> list[RelevanceGraph]:
             requests = [
-                Request(w.procedure, self._asked(w, output, slot), w.name)
-                for slot in range(len(aims))
+                Request(w.procedure, self._asked(w, spot, slot), w.name)
+                for slot, spot in enumerate(spots)
                 for w in ways
                 if isinstance(w.procedure, Composite)
             ]
             return build_several(model, requests)
 
-        built = prepared.built(("one pass", output, len(aims)), feeds, make)
+        built = prepared.built(("one pass", output, len(spots)), feeds, make)
         graph = built.graph
         by_sample, count = prepared.samples(feeds, self._explained(graph, feeds))
-        indices = [prepared.indices(graph, aim, count) for aim in aims]
-        for aim, index in zip(aims, indices):
-            refuse_hostile_target(ways, aim, index)
+        indices = [prepared.indices(graph, spot.target, count) for spot in spots]
+        for spot, index in zip(spots, indices):
+            if spot.aimed is None:
+                refuse_hostile_target(ways, spot.target, index)
         rows = {g.target_input: indices[i // len(ways)] for i, g in enumerate(built.graphs)}
         started = time.perf_counter()
         results = prepared.run(built, feeds, rows, by_sample=by_sample, count=count)
         seconds = time.perf_counter() - started
         return [outcome(g, results, ways[i % len(ways)]) for i, g in enumerate(built.graphs)], seconds
 
-    def _many_passes(self, way: Way, feeds: dict[str, Array], aim: Parsed) -> Outcome:
-        asked = self._asked(way, aim.output)
+    def _many_passes(self, way: Way, feeds: dict[str, Array], spot: Spot) -> Outcome:
+        prepared, aim, asked = spot.prepared, spot.target, self._asked(way, spot)
         if isinstance(way.procedure, Ensemble):
-            return ensembles.explain(self._prepared, way.procedure, feeds, aim, asked, method=way.name)
+            return ensembles.explain(prepared, way.procedure, feeds, aim, asked, method=way.name)
         if isinstance(way.procedure, Perturbation):
-            return perturbation.explain(self._prepared, way.procedure, feeds, aim, asked, method=way.name)
+            return perturbation.explain(prepared, way.procedure, feeds, aim, asked, method=way.name)
         raise MethodError(f"Method {way.name!r} is of a kind that nothing runs: {type(way.procedure).__name__}.")
 
     def _explained(self, graph: RelevanceGraph, feeds: Mapping[str, Array]) -> list[str]:
@@ -178,7 +194,13 @@ class _Explains:
         named = [n for n in graph.relevance if n in own]
         return named or wrt_inputs(self._prepared.canonical(feeds), self._options.wrt) or list(self._prepared.takes)
 
-    def _explanation(self, way: Way, feeds: dict[str, Array], found: Outcome, seconds: float) -> Explanation:
+    def _explanation(
+        self, way: Way, spot: Spot, feeds: dict[str, Array], found: Outcome, seconds: float
+    ) -> Explanation:
+        notes, outputs, sure = self.notes, dict(found.outputs), None
+        if spot.aimed is not None:
+            sure = None if spot.aimed.sure is None else outputs.pop(spot.aimed.sure)
+            notes += check_computed(spot.aimed.text, found, sure)
         values = {**feeds, **found.values}
         relevance = {n: r.astype(values[n].dtype, copy=False) for n, r in found.relevance.items()}
         arrived = feeding.arrived(found.relevance.values(), by_sample=found.by_sample)
@@ -189,8 +211,8 @@ class _Explains:
         entries, selected = by_entry(canonical, feeds, relevance)
         return Explanation(
             relevance=relevance,
-            outputs=found.outputs,
-            target=Target(found.explained, found.index, found.score),
+            outputs=outputs,
+            target=target_of(found, spot.aimed, sure),
             conservation=conservation,
             absorbed=absorbed,
             method=way.name,
@@ -202,7 +224,7 @@ class _Explains:
             source=self.sha256,
             completeness=found.completeness,
             layer=found.layer,
-            notes=self.notes,
+            notes=notes,
             entries=entries,
             selected=selected,
             signals=tuple(n for n in relevance if slides(canonical, n)),
@@ -297,8 +319,9 @@ class Explainer(_Explains):
         """Explain a batch.
 
         x: an array for a model with one input, or {input name: array}; axis 0 counts samples. target: None (arg-max per
-        sample), an index, one index per sample, or an element of a named output such as ``"output[0,17]"``
-        (``"output[:,17]"``: of every sample). Relevance has the shape and dtype of its input.
+        sample), an index, one index per sample, an element of a named output such as ``"output[0,17]"``
+        (``"output[:,17]"``: of every sample), an expression (``"scores[:,:,17].max()"``) or a preset (``"yolo:17"``), see
+        docs/targets.md. Relevance has the shape and dtype of its input.
 
         Raises InputError, TargetError, UnsupportedOperator, ModelError.
         """
@@ -321,8 +344,9 @@ class Explainer(_Explains):
             )
         given = dict(x) if isinstance(x, Mapping) else {next(iter(prepared.takes)): x}
         feeds: dict[str, Any] = prepared.placed(given)
-        aim = parse(target)
-        options = replace(self._asked(self._way, aim.output), accounting=False)
+        spot = prepared.at(parse(target), feeds, self._options, sure=False)
+        prepared, aim = spot.prepared, spot.target
+        options = replace(self._asked(self._way, spot), accounting=False)
         built = prepared.built(
             ("on device", aim.output), feeds, lambda m: [build(m, procedure, options, method=self.method)]
         )
@@ -332,23 +356,25 @@ class Explainer(_Explains):
         found = runner.run_on_device({**feeds, built.graph.target_input: index}, list(built.graph.relevance.values()))
         return {name: found[output] for name, output in built.graph.relevance.items()}
 
-    def plan(self) -> tuple[list[Row], list[str]]:
+    def plan(self, target: Any = None) -> tuple[list[Row], list[str]]:
         """What every node on the way from target to input gets, and the nodes without a room."""
-        procedure = self._way.procedure
+        spot = self._spot(target, sure=False)
         with foreseen():
-            return plan(self.model, composite_of(procedure), replace(self._asked(self._way, None)))
+            return plan(spot.prepared.canonical(), composite_of(self._way.procedure), self._asked(self._way, spot))
 
-    def build(self) -> RelevanceGraph:
+    def build(self, target: Any = None) -> RelevanceGraph:
         """The relevance graph as it would be converted: without reports.
 
-        Raises MethodError for a method that is not one graph (occlusion, RISE, Shapley values).
+        Raises TargetError, and MethodError for a method that is not one graph (occlusion, RISE, Shapley values).
         """
-        return self._graph(replace(self._asked(self._way, None), accounting=False))
+        spot = self._spot(target, sure=False)
+        return self._graph(spot, self._fixed(spot))
 
     def convert(
         self,
         path: str | os.PathLike[str] | None = None,
         *,
+        target: Any = None,
         functions: bool = False,
         fold: bool = False,
         keep: Names = (),
@@ -356,44 +382,58 @@ class Explainer(_Explains):
     ) -> onnx.ModelProto:
         """Write the explained model: original inputs and outputs first, ``<input>_relevance`` after; optional input ``target``.
 
+        target: what the file explains where its input ``target`` is left out (default: the arg-max), the same for every
+        sample. A computed one (an expression, a preset) is part of the file, which has no such input then.
         functions: keep composites as ONNX functions instead of expanding them. fold: store derived weights (w⁺, flipped w)
         instead of letting the runtime fold them on load. keep: tensors whose relevance becomes an output. check: run the
         file and the original on noise and compare; VerificationError, and no file, where they differ by more than 1e-5
         of the largest value. Returns the model; writes nothing where `path` is None.
 
-        Raises OutputError where `path` cannot be written or is one of the source's own files, MethodError for a method
-        that is not one graph.
+        Raises OutputError where `path` cannot be written or is one of the source's own files, TargetError, and MethodError
+        for a method that is not one graph.
         """
         place = None if path is None else self._place(path)
-        options = replace(self._asked(self._way, None), accounting=False)
-        graph = self._graph(replace(options, keep=(*options.keep, *names_of("keep", keep))))
+        spot = self._spot(target, sure=False)
+        options = self._fixed(spot)
+        graph = self._graph(spot, replace(options, keep=(*options.keep, *names_of("keep", keep))))
         with foreseen():
             model = composites.as_functions(graph.model) if functions else composites.expand(graph.model)
-        prepared, threads = self._prepared, self._prepared.threads
+        prepared, canonical, threads = self._prepared, spot.prepared.canonical(), self._prepared.threads
         if fold:
             fold_constants(model, lambda constants: backends.Session(constants).run({}))
         conversion.describe(
-            model, graph, prepared.source, method=self.method, options=self.options, seed=self._way.seed
+            model,
+            graph,
+            prepared.source,
+            method=self.method,
+            options=self.options,
+            seed=self._way.seed,
+            expression=None if spot.aimed is None else spot.aimed.text,
         )
         if place is None:
             if check:
-                conversion.verify(serialise(model), graph, prepared.source, self.model, threads)
+                conversion.verify(serialise(model), graph, prepared.source, canonical, threads)
         else:
             with draft(place) as whole:
                 write(model, whole)
                 if check:
-                    conversion.verify(whole, graph, prepared.source, self.model, threads)
+                    conversion.verify(whole, graph, prepared.source, canonical, threads)
         return ir.to_proto(model)
 
     # -- stages
 
-    def _graph(self, options: Options) -> RelevanceGraph:
-        procedure = self._way.procedure
+    def _fixed(self, spot: Spot) -> Options:
+        """Options of a graph that explains the target by itself, for samples it has not seen."""
+        options = replace(self._asked(self._way, spot), accounting=False)
+        return replace(options, chosen=default_index(spot, options), fixed=spot.aimed is not None)
+
+    def _graph(self, spot: Spot, options: Options) -> RelevanceGraph:
+        procedure, model = self._way.procedure, spot.prepared.canonical()
         with foreseen():
             if isinstance(procedure, Composite):
-                return build(self.model, procedure, options, method=self.method)
+                return build(model, procedure, options, method=self.method)
             if isinstance(procedure, Ensemble):
-                return ensembles.graph(self.model, procedure, options, method=self.method)
+                return ensembles.graph(model, procedure, options, method=self.method)
         raise MethodError(
             f"Method {self.method!r} runs the model many times on changed inputs and is not one graph; "
             "`onnx-explain explain` runs it, and gradient, LRP, RAP, CAM and path methods convert."

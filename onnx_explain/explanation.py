@@ -28,12 +28,21 @@ class Target:
     """What was explained: element `index[n]` of sample n of `tensor` (the logits behind a Softmax, where there is one).
 
     index: int64 [N], counted over the sample's flattened entries, -2 for a sample that was not explained; score: [N],
-    its value.
+    its value. expression: what was computed of outputs and explained, where that is no element; `tensor` is called after it
+    then, and reads: the tensors it was computed of. sure: of some, truth values [N], False where nothing fulfilled a
+    condition or a divisor was 0.
     """
 
     tensor: str
     index: Array
     score: Array
+    expression: str | None = None
+    reads: tuple[str, ...] = ()
+    sure: Array | None = None
+
+    def told(self, sample: int = 0) -> str:
+        """What was explained of a sample, for people: ``logits[5]``, or the expression."""
+        return self.expression or f"{self.tensor}[{int(self.index[sample])}]"
 
 
 @dataclass(frozen=True)
@@ -153,7 +162,7 @@ class Explanation:
             layout=self.layout(name, named=bool(told)),
             picture=picture,
             names=told,
-            title=title or f"{self.method}: {self.target.tensor}[{int(self.target.index[sample])}]",
+            title=title or f"{self.method}: {self.target.told(sample)}",
             dark=dark,
             rate=rate,
         )
@@ -195,6 +204,8 @@ class Explanation:
             "options": {name: plain_option(value) for name, value in self.options.items()},
             "source_sha256": self.source,
             "explained": self.target.tensor,
+            "expression": self.target.expression,
+            "reads": list(self.target.reads),
             "target": [int(i) for i in self.target.index],
             "score": [float(s) for s in self.target.score],
             "conservation": [float(c) for c in self.conservation],

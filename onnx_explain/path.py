@@ -14,12 +14,14 @@ import onnx_ir as ir
 from onnx_explain.embedded import embeddings, is_float, lookups
 from onnx_explain.errors import InputError, TargetError, suggest
 from onnx_explain.ir.composite import DOMAIN
+from onnx_explain.ir.emit import PREFIX
 from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.operators import find
 from onnx_explain.operators.layout import channel_axis as channel_axis_of
 from onnx_explain.operators.roles import Linear, Pointwise, Rearrangement, Selection, Sum
 
 Active = Mapping[int, frozenset[int]]
+EXPRESSION = "expression"  # metadata of nodes that compute a target: they are no part of the network
 _SIGN_CHECKED = 1 << 22  # elements; the sign of a larger constant is not looked at
 
 
@@ -40,10 +42,10 @@ def explained_tensor(model: ir.Model, output: str | None, *, logits: bool = True
         value = found
     if not is_float(value):
         raise TargetError(f"Output {value.name!r} holds {value.dtype}, not floats; name a float output to explain.")
-    return _behind_head(value) if logits else value
+    return behind_head(value) if logits else value
 
 
-def _behind_head(value: Value) -> Value:
+def behind_head(value: Value) -> Value:
     """The operand of a final Softmax or Sigmoid, through reshapes that keep the order of entries."""
     inner: Value | None = value
     while inner is not None:
@@ -106,7 +108,7 @@ def last_spatial(model: ir.Model, target: Value, wrt: Iterable[str]) -> Value:
     for node in nodes_between(model, [target], active, live):
         operation = Operation.of(node, active[id(node)], version)
         y = operation.y
-        if not _makes(operation, made) or y is target:
+        if not _makes(operation, made) or y is target or any(_computes_a_target(u.node) for u in y.uses()):
             continue
         made.add(id(y))
         channel = channel_axis_of(y)
@@ -123,6 +125,9 @@ def last_spatial(model: ir.Model, target: Value, wrt: Iterable[str]) -> Value:
 
 def _makes(operation: Operation, made: set[int]) -> bool:
     """Whether a node makes new features, or joins and turns some that were made."""
+    node = operation.y.producer()
+    if node is not None and _computes_a_target(node):
+        return False
     room = find(operation)
     role = room.role(operation) if room is not None else None
     if isinstance(role, (Pointwise, Sum)):
@@ -131,6 +136,11 @@ def _makes(operation: Operation, made: set[int]) -> bool:
         return role.kind in ("weighted", "normalisation")
     moved = isinstance(role, Rearrangement) and operation.op_type in ("Concat", "Transpose", "Identity", "Dropout")
     return moved and all(id(operation.inputs[i]) in made for i in operation.active)
+
+
+def _computes_a_target(node: ir.Node) -> bool:
+    """Whether a node belongs to a computed target: what it reads is to the target as an output to its element."""
+    return f"{PREFIX}.{EXPRESSION}" in node.metadata_props
 
 
 def _from_windows(operation: Operation, active: Active) -> bool:

@@ -5,15 +5,17 @@ What is computed is not decided here; every way of explaining runs its graphs th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_explain import aiming
 from onnx_explain import feeds as feeding
 from onnx_explain.backends import gpu
 from onnx_explain.backends import onnx as backends
@@ -23,11 +25,12 @@ from onnx_explain.ir.canonicalize import Shapes, canonicalize
 from onnx_explain.ir.model import Loaded, first_line, serialise
 from onnx_explain.ir.view import dims
 from onnx_explain.ir.widen import as_float64
-from onnx_explain.relevance import RelevanceGraph
+from onnx_explain.relevance import Options, RelevanceGraph
 from onnx_explain.target import Parsed
 
 Array = npt.NDArray[Any]
 Backend = Literal["onnx", "reference", "kernels"]
+_TARGETS = 16  # computed targets whose graphs are kept
 OLDEST = 7  # the oldest opset that ONNX Runtime promises to run
 
 
@@ -68,6 +71,16 @@ class Outcome:
     layer: str | None = None
 
 
+@dataclass(frozen=True)
+class Spot:
+    """Where a target is: the model that has it as a tensor (computed targets), as an element, under these options."""
+
+    prepared: Prepared
+    target: Parsed
+    options: Options
+    aimed: aiming.Aimed | None = None
+
+
 class Prepared:
     """A model ready to be explained. `batch_size`: samples that run at once; `threads`: ONNX Runtime's; `device`: the GPU,
     or None for the CPU; `notes`: sentences on how it ran, for whoever asked.
@@ -91,6 +104,10 @@ class Prepared:
         self._shapes = dict(input_shapes)
         self._canonical: dict[Hashable, ir.Model] = {}
         self._known: dict[Hashable, Any] = {}
+        self._base: Prepared | None = None  # of a computed target: the model without it
+        self._aim: Callable[[ir.Model], aiming.Aimed] | None = None
+        self._aimed: dict[Hashable, aiming.Aimed] = {}
+        self._targets: dict[Hashable, Prepared] = {}
         if source.model.graph.opset_imports.get("", OLDEST) < OLDEST and backend == "onnx":
             _runs(source.model)
         if not self.needs_shapes or self._shapes:
@@ -134,12 +151,50 @@ class Prepared:
             found[name] = device.fetch(gpu.foreign(name, array, takes.shape, takes.dtype)) if known and takes else array
         return found
 
+    def at(self, target: Parsed, feeds: Mapping[str, Array] | None, options: Options, *, sure: bool = True) -> Spot:
+        """Where a target is, and how to explain it there. sure: see `aiming.aim`. Raises TargetError.
+
+        A computed target becomes a tensor of a model of its own, which shares everything else with this one.
+        """
+        if not target.computed:
+            return Spot(self, target, options)
+        with foreseen():
+            if not aiming.is_computed(self.canonical(feeds), target, options.wrt):
+                return Spot(self, target, options)
+        key = (target, options.logits, sure)
+        if key not in self._targets:
+            if len(self._targets) >= _TARGETS:
+                self._targets.pop(next(iter(self._targets)))
+            self._targets[key] = self._with(
+                lambda model: aiming.aim(model, target, wrt=options.wrt, logits=options.logits, sure=sure)
+            )
+        there = self._targets[key]
+        there.canonical(feeds)
+        aimed = there._aimed[there._shapes_of(feeds)]
+        return Spot(there, aimed.parsed, replace(options, output=aimed.tensor, logits=False), aimed)
+
+    def _with(self, aim: Callable[[ir.Model], aiming.Aimed]) -> Prepared:
+        there = copy.copy(self)
+        there._canonical, there._known, there._targets, there._aimed = {}, {}, {}, {}
+        there._base, there._aim = self, aim
+        return there
+
     def canonical(self, feeds: Mapping[str, Array] | None = None) -> ir.Model:
         """The model in canonical form for inputs of these shapes; do not change it."""
+        if self._base is not None:
+            return self._with_target(self._base, feeds)
         shapes = self._shapes_of(feeds)
         if shapes not in self._canonical:
             with foreseen():
                 self._canonical[shapes] = canonicalize(self.source.model, {**self._shapes, **dict(shapes)})
+        return self._canonical[shapes]
+
+    def _with_target(self, base: Prepared, feeds: Mapping[str, Array] | None) -> ir.Model:
+        shapes = self._shapes_of(feeds)
+        if shapes not in self._canonical and self._aim is not None:
+            with foreseen():
+                aimed = self._aim(base.canonical(feeds))
+            self._canonical[shapes], self._aimed[shapes] = aimed.model, aimed
         return self._canonical[shapes]
 
     def model(self, feeds: Mapping[str, Array]) -> ir.Model:

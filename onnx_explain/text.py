@@ -66,14 +66,14 @@ class TextExplanation:
     def save_html(self, path: str | os.PathLike[str], sample: int = 0, *, dark: bool = False) -> None:
         """Write one text as a page that stands alone; light or dark as its reader likes, `dark`: dark for everyone."""
         e, parts = self.explanation, self.parts(sample)
-        element = f"{e.target.tensor}[{int(e.target.index[sample])}]"
+        element = e.target.told(sample)
         facts = (("explained", element), ("score", f"{float(e.target.score[sample]):.6g}"), ("method", e.method))
         save_html(path, render.page_of_tokens(parts, title=f"{element} by {e.method}", facts=facts, dark=dark))
 
     def plot(self, path: str | os.PathLike[str], sample: int = 0, *, dark: bool = False) -> None:
         """Draw one text into a .png, .svg or .pdf file."""
         e = self.explanation
-        title = f"{e.method}: {e.target.tensor}[{int(e.target.index[self._checked(sample)])}]"
+        title = f"{e.method}: {e.target.told(self._checked(sample))}"
         render.save_figure(render.figure_tokens(self.parts(sample), title=title, dark=dark), Path(path))
 
     def _checked(self, sample: int) -> int:

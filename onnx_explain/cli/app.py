@@ -65,7 +65,7 @@ def demo(out: given.OutFolder = Path("demo"), dark: given.Dark = False, json: gi
         "explain net.onnx cat.jpg --preset imagenet",
         "explain net.onnx photos/ -m rap -m gradient --labels names.txt",
         "explain net.onnx cat.jpg -m lrp-gamma -O gamma=0.1 -t 281",
-        "explain yolo.onnx street.png -t 'scores[0,17,3]'",
+        "explain yolo.onnx street.png -t yolo:2 -t 'output[0,:,4].max()'",
         "explain ecg.onnx beats.npy -m input-x-gradient --sampling-rate 360",
         "explain sentiment.onnx --tokenizer tokenizer.json --text 'a good film' -m attn-lrp",
         "explain credit.onnx clients.csv --json",
@@ -227,6 +227,7 @@ def compare(
     epilog=_examples(
         "convert net.onnx explained.onnx --method rap",
         "convert net.onnx e.onnx -m lrp-gamma -O gamma=0.1 --keep conv4",
+        "convert yolo.onnx e.onnx -t yolo:2",
     )
 )
 def convert(
@@ -237,6 +238,7 @@ def convert(
     patterns: given.Patterns = None,
     hostile: given.Hostile = None,
     seed: given.SeedName = None,
+    target: given.OneTarget = None,
     output: given.OutputName = None,
     no_logits: given.NoLogits = False,
     at: given.At = None,
@@ -251,7 +253,7 @@ def convert(
 
     The original's inputs and outputs come first; each input of floats gets an
     output <input>_relevance, and the optional input target (int64, one per
-    sample) chooses the class, by default the arg-max.
+    sample) chooses the class, by default the arg-max (or --target).
     """
     with one_sentence_per_error():
         from onnx_explain.cli import arguments, report
@@ -266,6 +268,7 @@ def convert(
             logits=not no_logits,
             at=at,
             keep=keep or [],
+            target=target,
             functions=functions,
             fold=fold,
             check=check,
@@ -279,6 +282,7 @@ def check(
     model: given.ModelFile,
     method: given.MethodName = DEFAULT_METHOD,
     option: given.OptionPairs = None,
+    target: given.CheckedTarget = None,
     output: given.OutputName = None,
     no_logits: given.NoLogits = False,
     input_shape: given.InputShapes = None,
@@ -298,6 +302,7 @@ def check(
             options=arguments.options(option or []),
             output=output,
             logits=not no_logits,
+            target=target,
             input_shapes=arguments.input_shapes(input_shape or []),
             as_json=json,
         )

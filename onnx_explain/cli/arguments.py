@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from onnx_explain.cli.reading import Given
 from onnx_explain.data import read_labels
 from onnx_explain.errors import InputError, MethodError, TargetError, suggest
+from onnx_explain.target import Parsed, parse
+from onnx_explain.target.presets import Preset, parse_preset
+from onnx_explain.target.presets import told as told_preset
 
 ARGMAX = "argmax"
 
@@ -152,18 +155,19 @@ def numbers(text: str | None, option: str) -> list[float] | None:
 
 @dataclass(frozen=True)
 class Aim:
-    """One target as the Explainer takes it (`target`), and what results are named by (`text`)."""
+    """One target as the Explainer takes it (`target`), what results are named by (`text`), and a preset's class."""
 
     text: str
-    target: int | str | None = None
+    target: int | Parsed | None = None
+    label: str | None = None
 
 
 def aims(texts: Sequence[str], labels: Sequence[str]) -> list[Aim]:
-    """What to explain of every input: ``17``, ``3,7``, ``argmax``, a label's name, or ``output[0,17]``; each once.
+    """What to explain of every input: ``17``, ``3,7``, ``argmax``, a label's name, ``output[0,17]``, an expression, a preset.
 
-    The sample index 0 of an element means every input's own: inputs run in batches, and no result depends on those.
+    Each once. The sample index 0 means every input's own: inputs run in batches, and no result depends on those.
 
-    Raises TargetError: none of these, or another sample index than 0.
+    Raises TargetError: none of these.
     """
     found: dict[Aim, None] = {}
     for text in texts or [ARGMAX]:
@@ -172,33 +176,56 @@ def aims(texts: Sequence[str], labels: Sequence[str]) -> list[Aim]:
     return list(found)
 
 
-def _aims(text: str, labels: Sequence[str]) -> list[Aim]:
-    from onnx_explain.target import parse
+def aim_of(text: str | None, labels: Sequence[str]) -> Aim:
+    """The one target of a file; TargetError where there are several."""
+    [first, *more] = aims([] if text is None else [text], labels)
+    if more:
+        raise TargetError(f"Target {text!r} is several, but a file explains one; give one index.")
+    return first
 
+
+def _aims(text: str, labels: Sequence[str]) -> list[Aim]:
     if text.lower() in (ARGMAX, "arg-max"):
         return [Aim(ARGMAX)]
     if re.fullmatch(r"\d{1,18}(\s*,\s*\d{1,18})*", text):
         return [Aim(str(int(part)), int(part)) for part in text.split(",")]
+    named = _labelled(text, labels)
+    if named is not None:
+        return [Aim(str(named), named)]
+    preset = parse_preset(text)
+    if preset is not None:
+        return [_preset_aim(preset, labels)]
+    if labels and not set("[(") & set(text):
+        raise TargetError(f"There is no label {text!r}.{suggest(text, labels)}")
+    parsed = parse(text)
+    if parsed.element is None:
+        return [Aim(" ".join(text.split()), replace(parsed, own=True))]
+    places = tuple(place or 0 if axis == 0 else place for axis, place in enumerate(parsed.element))
+    told = f"{parsed.output}[{','.join(':' if p is None else str(p) for p in places)}]"
+    return [Aim(told, replace(parse(told), own=True))]
+
+
+def _preset_aim(preset: Preset, labels: Sequence[str]) -> Aim:
+    """A preset with its class by index; the class's name where that is known."""
+    if not preset.label.isdecimal():
+        named = _labelled(preset.label, labels)
+        if named is None:
+            known = suggest(preset.label, labels) or " Give its index, or --labels FILE."
+            raise TargetError(f"There is no label {preset.label!r}.{known}")
+        preset = replace(preset, label=str(named))
+    index = int(preset.label[:9])
+    return Aim(
+        told_preset(preset),
+        Parsed(told_preset(preset), preset=preset, own=True),
+        ([*labels, None])[min(index, len(labels))],
+    )
+
+
+def _labelled(text: str, labels: Sequence[str]) -> int | None:
+    """The class with this name; TargetError where several have it."""
     named = [i for i, label in enumerate(labels) if label.casefold() == text.casefold()]
     if len(named) > 1:
         raise TargetError(
             f"The label {text!r} stands for several classes ({', '.join(map(str, named[:8]))}); give an index."
         )
-    if named:
-        return [Aim(str(named[0]), named[0])]
-    if labels and "[" not in text:
-        raise TargetError(f"There is no label {text!r}.{suggest(text, labels)}")
-    parsed = parse(text)
-    element = parsed.element or ()
-    if not element or element[0] not in (0, None) or None in element[1:]:
-        raise TargetError(
-            f"Target {text!r}: every input is a sample of its own, so write 0 (or ':') for the sample and an index for "
-            "every other axis."
-        )
-    inner = ",".join(map(str, element[1:]))
-    return [
-        Aim(
-            f"{parsed.output}[{','.join(filter(None, ('0', inner)))}]",
-            f"{parsed.output}[{','.join(filter(None, (':', inner)))}]",
-        )
-    ]
+    return named[0] if named else None

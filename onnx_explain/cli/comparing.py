@@ -106,7 +106,7 @@ def run(job: Job, place: Path, progress: Progress | None = None) -> Compared:
             progress(done + 1, len(names))
     if not found:
         raise InputError(f"No method could explain this input: {next(iter(left_out.values()))}")
-    records = [record_of(sample, path, Named(n, aim.text, METHODS[n], e), labels) for n, e in found.items()]
+    records = [record_of(sample, path, Named(n, aim.text, METHODS[n], e, aim.label), labels) for n, e in found.items()]
     _draw(sample, found, records, place, dark=job.dark, overlays=job.overlay, rate=job.rate)
     return Compared(job.model, records, left_out, sha256)
 

@@ -19,7 +19,6 @@ from onnx_explain.explainer import Explainer, Explainers
 from onnx_explain.explanation import Explanation, Target
 from onnx_explain.ir.view import dims
 from onnx_explain.methods import METHODS, Seed, resolve
-from onnx_explain.path import explained_tensor
 
 Progress = Callable[[int, int], None]  # inputs finished, inputs in all
 
@@ -91,7 +90,7 @@ def run(job: Job, progress: Progress | None = None) -> Finished:
         found = _explain(explainers, batch, wanted, specs, job.layout)
         for i, (_, path, sample) in enumerate(batch):
             named = [
-                Named(name, aim.text, METHODS[name], replace(row[m][i], names=sample.names))
+                Named(name, aim.text, METHODS[name], replace(row[m][i], names=sample.names), aim.label)
                 for m, name in enumerate(explainers.methods)
                 for aim, row in zip(wanted, found)
             ]
@@ -181,7 +180,7 @@ def single(whole: Explanation, i: int, count: int) -> Explanation:
         whole,
         relevance=row(whole.relevance),
         outputs=row(whole.outputs),
-        target=Target(whole.target.tensor, whole.target.index[i : i + 1], whole.target.score[i : i + 1]),
+        target=_one_of(whole.target, i),
         conservation=whole.conservation[i : i + 1],
         absorbed=whole.absorbed[i : i + 1],
         seconds=whole.seconds / count,
@@ -192,7 +191,12 @@ def single(whole: Explanation, i: int, count: int) -> Explanation:
     )
 
 
-def explained(explainer: Explainer, output: str | None, *, logits: bool) -> tuple[str, str]:
+def _one_of(target: Target, i: int) -> Target:
+    sure = None if target.sure is None else target.sure[i : i + 1]
+    return replace(target, index=target.index[i : i + 1], score=target.score[i : i + 1], sure=sure)
+
+
+def explained(explainer: Explainer, aim: Aim) -> tuple[str, str]:
     """Name and shape of the tensor whose element is explained."""
-    value = explained_tensor(explainer.model, output, logits=logits)
+    value = explainer.explained(aim.target)
     return value.name or "", f"[{', '.join('N' if d is None else str(d) for d in dims(value))}]"

@@ -124,8 +124,22 @@ Targets = Annotated[
         "-t",
         metavar="TARGET",
         show_default="argmax",
-        help="A class index, several (3,7), a label, argmax, or an element of an output: 'scores[0,17]'; repeatable.",
+        help="A class index, several (3,7), a label, argmax, an element ('scores[0,17]') or an expression of outputs "
+        "('scores[0,:,17].max()'), or a preset (yolo:17, ssd:1, segmentation:15); repeatable.",
     ),
+]
+OneTarget = Annotated[
+    str | None,
+    _what(
+        "--target",
+        "-t",
+        metavar="TARGET",
+        show_default="argmax",
+        help="As of `explain`, one: an index becomes the default of the input target, an expression part of the file.",
+    ),
+]
+CheckedTarget = Annotated[
+    str | None, _what("--target", "-t", metavar="TARGET", show_default="argmax", help="As of `explain`, one.")
 ]
 OutputName = Annotated[
     str | None, _what("--output", metavar="NAME", help="The output to explain; default: the first one of floats.")

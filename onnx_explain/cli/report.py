@@ -11,7 +11,9 @@ from typing import Any
 import onnx
 
 from onnx_explain.cli import console
+from onnx_explain.cli.arguments import Aim, aim_of
 from onnx_explain.cli.explaining import Finished, Job, explained, run
+from onnx_explain.cli.labels import labels_of
 from onnx_explain.cli.results import Record, write_bytes
 from onnx_explain.cli.strips import coloured, print_parts
 from onnx_explain.errors import OutputError, UnsupportedOperator
@@ -43,11 +45,21 @@ def explain(job: Job, *, as_json: bool) -> None:
         console.note(
             f"There are {finished.labels} labels for {classes} classes; the names may be those of other classes."
         )
-    for sentence in finished.notes:
+    for sentence in (*expressions(finished.records), *finished.notes):
         console.note(sentence)
     console.say(
         f"\n{_counted(len(finished.records), 'explanation')} of {_counted(finished.inputs, 'input')} in {job.out}/"
     )
+
+
+def expressions(records: Sequence[Record]) -> list[str]:
+    """What presets stand for, and where a computed target had nothing to look at."""
+    found = [f"{r.target} is {r.expression}." for r in records if r.expression is not None and r.target != r.expression]
+    for target in dict.fromkeys(r.target for r in records if r.sure is False):
+        names = list(dict.fromkeys(r.name for r in records if r.sure is False and r.target == target))
+        listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        found.append(f"{target}: in {listed} nothing fulfils a condition, or a divisor is 0; that part counts as 0.")
+    return list(dict.fromkeys(found))
 
 
 def explain_document(model: Path, out: Path, finished: Finished) -> dict[str, Any]:
@@ -143,6 +155,7 @@ def convert(
     logits: bool,
     at: str | None,
     keep: Sequence[str],
+    target: str | None,
     functions: bool,
     fold: bool,
     check: bool,
@@ -155,7 +168,8 @@ def convert(
     explainer = Explainer(
         model, method, seed=seed, output=output, logits=logits, at=at, input_shapes=input_shapes or None, **options
     )
-    written = explainer.convert(out, functions=functions, fold=fold, keep=keep, check=check)
+    aim = aim_of(target, labels_of(explainer, None))
+    written = explainer.convert(out, target=aim.target, functions=functions, fold=fold, keep=keep, check=check)
     document = written_document(written, out)
     document["source"] = {"path": str(model), "sha256": explainer.sha256, "bytes": model.stat().st_size}
     if as_json:
@@ -181,6 +195,7 @@ def written_document(written: onnx.ModelProto, path: Path) -> dict[str, Any]:
         "outputs": [_told(v) for v in written.graph.output],
         "method": notes.get("method", ""),
         "explained": notes.get("explained", ""),
+        "expression": notes.get("expression"),
         "seed": notes.get("seed", ""),
     }
 
@@ -219,13 +234,15 @@ def check(
     options: Mapping[str, Any],
     output: str | None,
     logits: bool,
+    target: str | None,
     input_shapes: Shapes,
     as_json: bool,
 ) -> bool:
     """Whether the method can pass every operator; prints operator, role and rule."""
     explainer = Explainer(model, method, output=output, logits=logits, input_shapes=input_shapes or None, **options)
-    tensor, shape = explained(explainer, output, logits=logits)
-    rows, missing, refusal = _plan(explainer)
+    aim = aim_of(target, labels_of(explainer, None))
+    tensor, shape = explained(explainer, aim)
+    rows, missing, refusal = _plan(explainer, aim)
     if as_json:
         document = {
             "onnx_explain": __version__,
@@ -249,13 +266,13 @@ def check(
     return refusal is None
 
 
-def _plan(explainer: Explainer) -> tuple[list[Row], list[str], str | None]:
+def _plan(explainer: Explainer, aim: Aim) -> tuple[list[Row], list[str], str | None]:
     """The plan, the nodes without a room, and why the graph cannot be built (None: it can)."""
     rows: list[Row] = []
     missing: list[str] = []
     try:
-        rows, missing = explainer.plan()
-        explainer.build()
+        rows, missing = explainer.plan(aim.target)
+        explainer.build(aim.target)
     except UnsupportedOperator as error:
         return rows, missing, str(error)
     return rows, missing, None

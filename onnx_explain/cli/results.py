@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OVERVIEW, COLUMNS = "overview.png", "columns"
+_STEM = 80  # characters of a target in a file's name
 _PIXELS = 448  # the shorter side of a heat map, at least
 
 
@@ -37,13 +38,15 @@ class Named:
     target: str
     entry: Method
     explanation: Explanation
+    label: str | None = None
 
 
 @dataclass(frozen=True)
 class Record:
     """One line of the table and one entry of the JSON document.
 
-    index: of the explained element within the sample, flattened; element: its name. score: its value; probability: the
+    target: as it was asked for; expression: what that computes, where it is no element; sure: whether anything fulfilled its
+    conditions. index: of the explained element within the sample, flattened; element: its name. score: its value; probability: the
     output behind the Softmax or Sigmoid that the explained tensor feeds, where there is one. predicted: the arg-max.
     conservation: see `Explanation`; without meaning where `conserves` is false. seconds: of the run, per sample; methods
     that share a forward pass share it evenly. completeness, layer: see `Explanation`. tokens: of a text
@@ -74,11 +77,17 @@ class Record:
     tokens: Mapping[str, Any] | None = None
     features: Sequence[Mapping[str, Any]] | None = None
     parts: tuple[render.Part, ...] = ()  # of the text, for people
+    target: str = ""
+    expression: str | None = None
+    reads: Sequence[str] = ()
+    sure: bool | None = None
     classes: int | None = None  # entries of the explained tensor where it has one axis of them, as class scores have
 
     @property
     def explained(self) -> str:
-        """The explained class or element, for people."""
+        """The explained class, element or expression, for people."""
+        if self.expression is not None:
+            return self.target if self.label is None else f"{self.label} ({self.target})"
         return self._told(self.index, self.label, self.element)
 
     @property
@@ -204,8 +213,9 @@ def record_of(sample: Sample, source: Path, one: Named, labels: Sequence[str]) -
     parts = () if text is None else tuple(parts_of(text[1], e.entries[text[0]][0]))
     index = int(e.target.index[0])
     values, shape, behind = _entries(e)
+    computed = e.target.expression is not None
     predicted = int(values.argmax()) if values is not None and values.size else None
-    single_axis = shape is not None and sum(d != 1 for d in shape) <= 1
+    single_axis = not computed and shape is not None and sum(d != 1 for d in shape) <= 1
     return Record(
         input=str(source),
         name=sample.name,
@@ -213,8 +223,8 @@ def record_of(sample: Sample, source: Path, one: Named, labels: Sequence[str]) -
         options={name: plain_option(value) for name, value in e.options.items()},
         tensor=e.target.tensor,
         index=index,
-        element=_element(e.target.tensor, index, shape),
-        label=_label(labels, index) if single_axis else None,
+        element=e.target.expression or _element(e.target.tensor, index, shape),
+        label=one.label if computed else _label(labels, index) if single_axis else None,
         score=float(e.target.score[0]),
         probability=float(values[index]) if behind and values is not None else None,
         predicted=predicted,
@@ -226,6 +236,10 @@ def record_of(sample: Sample, source: Path, one: Named, labels: Sequence[str]) -
         seconds=e.seconds,
         completeness=None if e.completeness is None else float(e.completeness[0]),
         layer=e.layer,
+        target=one.target,
+        expression=e.target.expression,
+        reads=e.target.reads,
+        sure=None if e.target.sure is None else bool(e.target.sure[0]),
         classes=values.size if single_axis and values is not None else None,
         tokens=tokens,
         features=_features(e) or None,
@@ -242,6 +256,8 @@ def _entries(e: Explanation) -> tuple[Array | None, tuple[int, ...] | None, bool
 
     The explained logits are not among the outputs where the model ends in a Softmax; its entries have the same order.
     """
+    if e.target.expression is not None:
+        return None, None, False
     found = e.outputs.get(e.target.tensor)
     if found is not None:
         return found[0].ravel() if found.ndim else found.ravel(), found.shape[1:], False
@@ -336,7 +352,7 @@ def _stems(named: Sequence[Named], several_targets: bool) -> list[str]:
     """The file name of each result without its suffix, all distinct."""
     stems: list[str] = []
     for one in named:
-        stem = f"{one.method}-{slug(one.target)}" if several_targets else one.method
+        stem = f"{one.method}-{slug(one.target)[:_STEM]}" if several_targets else one.method
         attempt, number = stem, 2
         while attempt in stems:
             attempt, number = f"{stem}-{number}", number + 1

@@ -46,12 +46,12 @@ def graph(model: ir.Model, ensemble: Ensemble, options: Options, *, method: str)
         )
     where = places(model, ensemble, options)
     rows = baseline_rows(model, ensemble, where) if ensemble.points == "baselines" else {}
-    step = stepping.step(model, ensemble, options, where, method=method)
+    step = stepping.step(model, ensemble, replace(options, fixed=False), where, method=method)
     main = model.clone()
     op, known = Emitter(main.graph), tensors(main)
     inputs = tuple(v.name or "" for v in main.graph.inputs)
     outputs = tuple(v.name or "" for v in main.graph.outputs)
-    chosen = Targets(op).input(0)
+    chosen = Targets(op).chosen(0, options.chosen, fixed=options.fixed)
     y = explained_tensor(main, options.output, logits=options.logits)
     begun = start(op, y, chosen, by_sample=step.graph.by_sample)
     others = _others(op, main, ensemble, where, known)
@@ -69,7 +69,12 @@ def graph(model: ir.Model, ensemble: Ensemble, options: Options, *, method: str)
     op.finish()
     verify(main)
     return replace(
-        step.graph, model=main, inputs=inputs, outputs=outputs, relevance=named, target_input=chosen.name or ""
+        step.graph,
+        model=main,
+        inputs=inputs,
+        outputs=outputs,
+        relevance=named,
+        target_input="" if options.fixed else chosen.name or "",
     )
 
 

@@ -6,21 +6,37 @@ whose input is [time, batch, features] has as many time steps as its output.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
 from onnx_explain.ir.view import Operation, Value, dims, rank
+from onnx_explain.path import activity, nodes_between, tensors
 
 _ALONG = frozenset({"Concat", "Gather", "Slice", "Split"})
 
 
+def keeps_samples(model: ir.Model, y: Value, wrt: Iterable[str]) -> bool:
+    """Whether axis 0 of y counts samples, as it does in the first of the explained tensors `wrt` that has axes."""
+    names, known = list(wrt), tensors(model)
+    first = next((known[n] for n in names if known[n].shape is not None and len(known[n].shape or ())), None)
+    return by_sample(y, first, _way(model, y, names))
+
+
+def _way(model: ir.Model, y: Value, names: Iterable[str]) -> Iterator[ir.Node]:
+    active, live = activity(model, names)
+    yield from nodes_between(model, [y], active, live)
+
+
 def by_sample(y: Value, source: Value | None, nodes: Iterable[ir.Node]) -> bool:
-    """Whether axis 0 of y counts samples: it is open, or as long as that of the source, and nothing on the way cuts it."""
+    """Whether axis 0 of y counts samples: it is open as that of the source is, or as long, and nothing on the way cuts it.
+
+    What is open behind a fixed batch only the run knows: how many boxes a detector keeps.
+    """
     if rank(y) == 0:
         return False
     if dims(y)[0] is None:
-        return True
+        return source is None or not rank(source) or dims(source)[0] is None
     if source is None or source.shape is None or not len(source.shape) or dims(source)[0] != dims(y)[0]:
         return False
     return dims(y)[0] == 1 or _apart(source, y, nodes)

@@ -30,7 +30,7 @@ from onnx_explain.path import (
     wrt_tensors,
 )
 from onnx_explain.relevance import rollout as attention
-from onnx_explain.relevance.apart import by_sample as keeps_samples
+from onnx_explain.relevance.apart import keeps_samples
 from onnx_explain.relevance.chain import Chain, Link, positions, role_of
 from onnx_explain.relevance.graph import Options, RelevanceGraph, Request, Row, verify
 from onnx_explain.relevance.seed import Start, Targets, samples, score_of, start
@@ -160,7 +160,9 @@ class _Half:
         if y.shape is None:  # an operator that no shape is inferred through is named as what it is
             self._links([y])
         by_sample = self._by_sample(y)
-        begun = start(self.op, y, self.ground.targets.input(self.options.slot), by_sample=by_sample)
+        options = self.options
+        chosen = self.ground.targets.chosen(options.slot, options.chosen, fixed=options.fixed)
+        begun = start(self.op, y, chosen, by_sample=by_sample)
         reports = {"score": begun.score, "index": begun.index}
         twin = self._twin()
         if twin is not None:
@@ -206,9 +208,7 @@ class _Half:
 
     def _by_sample(self, y: Value) -> bool:
         """Whether axis 0 counts samples, as it does in the first input."""
-        first = next((v for v in self.sources if v.shape is not None and len(v.shape)), None)
-        active, live = activity(self.model, self.wrt)
-        return keeps_samples(y, first, nodes_between(self.model, [y], active, live))
+        return keeps_samples(self.model, y, self.wrt)
 
     def _classes(self, by_sample: bool) -> int | None:
         sizes = dims(self.target)[1:] if by_sample else dims(self.target)
@@ -410,7 +410,7 @@ class _Half:
             outputs=ground.outputs,
             relevance={n: ground.output(v, f"{n}_relevance") for n, v in relevance.items()},
             kept={n: ground.output(v, f"{n}_relevance") for n, v in kept.items()},
-            target_input=ground.targets.input(self.options.slot).name or "",
+            target_input="" if self.options.fixed else ground.targets.input(self.options.slot).name or "",
             explained=self.target.name or "",
             classes=self._classes(by_sample),
             by_sample=by_sample,

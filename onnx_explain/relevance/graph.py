@@ -17,7 +17,7 @@ class Options:
 
     `wrt`: the explained inputs. `at`: an inner tensor at which relevance ends in their place. `logits`: look behind a final
     Softmax or Sigmoid. `keep`: tensors whose relevance becomes an output too. `slot`: which of several target inputs says
-    what is explained.
+    what is explained. `chosen`: the index where that input is left out (-1: the arg-max). `fixed`: there is no such input.
     """
 
     output: str | None = None
@@ -28,6 +28,8 @@ class Options:
     accounting: bool = False
     at: str | None = None
     slot: int = 0
+    chosen: int = -1
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class RelevanceGraph:
     """A model whose backward half is written in ONNX and composite nodes.
 
     `relevance` maps input names (or the tensor of `Options.at`) to output names, `values` that tensor to the output that
-    holds it; `target_input` is the optional int64 input; `explained` names the tensor whose element is explained;
+    holds it; `target_input` is the optional int64 input ("": none); `explained` names the tensor whose element is explained;
     `reports` maps ``score``, ``index``, ``absorbed`` and, of a method with a baseline, ``reference`` (the baseline's score),
     of a method that turns, ``seeded`` (the relevance that starts at its layer) to output names.
     `layer`: where the score's gradient turned into relevance, of a method that does so.

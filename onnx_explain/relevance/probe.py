@@ -20,6 +20,7 @@ from onnx_explain.ir.prune import keep_outputs
 from onnx_explain.ir.splice import splice
 from onnx_explain.ir.view import Value, dims, rank
 from onnx_explain.path import channel_axis, explained_tensor, nonnegative_values, tensors, wrt_tensors
+from onnx_explain.relevance.apart import keeps_samples
 from onnx_explain.relevance.graph import Options, RelevanceGraph, verify
 from onnx_explain.relevance.seed import Targets, score_of, start
 from onnx_explain.rules.baseline import Baseline
@@ -183,12 +184,7 @@ def _inner(model: ir.Model, name: str) -> str:
 
 def _by_sample(model: ir.Model, y: Value, options: Options) -> bool:
     """Whether axis 0 of the explained tensor counts samples: it is open, or as long as the first explained input's."""
-    known = tensors(model)
-    sources = (known[n] for n in wrt_tensors(model, options.wrt))
-    first = next((v for v in sources if v.shape is not None and len(v.shape)), None)
-    if rank(y) == 0:
-        return False
-    return dims(y)[0] is None or (first is not None and dims(first)[0] == dims(y)[0])
+    return keeps_samples(model, y, wrt_tensors(model, options.wrt))
 
 
 def _open(value: Value) -> Value:

@@ -66,14 +66,18 @@ class Targets:
     def __init__(self, op: Emitter) -> None:
         self._op, self._inputs = op, dict[int, Value]()
 
-    def input(self, slot: int) -> Value:
+    def chosen(self, slot: int, index: int, *, fixed: bool) -> Value:
+        """The index that is explained: a constant where it is `fixed`, else the input of a slot, `index` by default."""
+        return self._op.ints(index) if fixed else self.input(slot, index)
+
+    def input(self, slot: int, index: int = ARGMAX) -> Value:
         """The optional int64 input [N] of a slot: ``target``, ``target_1``, … or a name that is free."""
         if slot not in self._inputs:
             stem = "target" if slot == 0 else f"target_{slot}"
             wished = chain((stem, f"explain_{stem}"), (f"explain_{stem}_{i}" for i in count()))
             taken = self._op.names | {v.name for v in self._inputs.values()}
             name = next(n for n in wished if n not in taken)
-            self._inputs[slot] = self._op.input(name, default=np.asarray([ARGMAX], dtype=np.int64))
+            self._inputs[slot] = self._op.input(name, default=np.asarray([index], dtype=np.int64))
         return self._inputs[slot]
 
 

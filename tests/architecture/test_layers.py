@@ -27,6 +27,7 @@ LAYERS = {
     "embedded": 4.4,
     "path": 4.5,
     "relevance": 5,
+    "aiming": 5.5,
     "backends": 6,
     "explanation": 6,
     "conversion": 6.5,

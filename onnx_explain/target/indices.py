@@ -1,4 +1,7 @@
-"""Which output element is explained: parsing what a user writes, and turning it into one index per sample."""
+"""Which output element is explained: parsing what a user writes, and turning it into one index per sample.
+
+What an expression computes is `aiming`'s affair, which needs the model; how it is written is `grammar`'s.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_explain.errors import TargetError
+from onnx_explain.target.grammar import LONGEST, Expression, parse_expression
+from onnx_explain.target.presets import Preset, parse_preset
 
 ARGMAX, NOT_EXPLAINED = -1, -2
 _ELEMENT = re.compile(r"\s*(?P<name>.+?)\s*\[\s*(?P<index>[^\[\]]*)\]\s*", re.DOTALL)
@@ -19,12 +24,25 @@ _AXIS = re.compile(r"\s*(:|[+-]?\d{1,18})\s*")
 
 @dataclass(frozen=True)
 class Parsed:
-    """A target as written: an index per sample or one for all (`index`), or an element of a named output (`element`)."""
+    """A target as written: an index per sample or one for all (`index`), an element of a named output (`element`), or what
+    is computed of outputs: an `expression`, or a `preset` that stands for one.
+
+    `own`: every sample is its own sample 0.
+    An element's text may be an expression's too (``a[0,3]-b[0,5]``); the model says whether it has such an output.
+    """
 
     text: str
     output: str | None = None
     index: int | tuple[int, ...] | None = None
     element: tuple[int | None, ...] | None = None
+    expression: Expression | None = None
+    preset: Preset | None = None
+    own: bool = False
+
+    @property
+    def computed(self) -> bool:
+        """Whether it may have to be computed of outputs, rather than picked from one."""
+        return self.expression is not None or self.preset is not None
 
     def indices(
         self, count: int, classes: int | None, shape: tuple[int | None, ...], tensor: str, *, by_sample: bool = True
@@ -76,8 +94,20 @@ class Parsed:
                 )
             if not apart:
                 flat = flat * int(size or 1) + place % int(size or 1)
+        return self._explained(count, shape, flat, by_sample)
+
+    def _explained(
+        self, count: int, shape: tuple[int | None, ...], flat: int, by_sample: bool
+    ) -> npt.NDArray[np.int64]:
+        element = self.element or ()
         explained = np.full(count if by_sample else 1, NOT_EXPLAINED, dtype=np.int64)
         sample = element[0] if element and by_sample else 0
+        if self.own and by_sample:
+            if sample not in (0, None):
+                raise TargetError(
+                    f"Target {self.text!r}: every input is a sample of its own, so write 0 (or ':') for the sample."
+                )
+            sample = None
         if sample is None or (by_sample and shape and shape[0] == 1 and count != 1):
             explained[:] = flat  # a model with batch 1 runs sample by sample, each its own element 0
         else:
@@ -89,6 +119,8 @@ def parse(target: Any) -> Parsed:
     """What a user gave as a target; TargetError with the accepted forms where it is none of them."""
     if target is None:
         return Parsed("arg-max")
+    if isinstance(target, Parsed):
+        return target
     if isinstance(target, str):
         return _parse_text(target)
     if isinstance(target, (bool, np.bool_)):
@@ -117,11 +149,16 @@ def _parse_text(text: str) -> Parsed:
     stripped = text.strip()
     if re.fullmatch(r"\d{1,18}", stripped):
         return Parsed(text, index=int(stripped))
-    found = _ELEMENT.fullmatch(text)
+    preset = parse_preset(text)
+    if preset is not None:
+        return Parsed(text, preset=preset)
+    found = _ELEMENT.fullmatch(text) if len(text) <= LONGEST else None
     axes = [_AXIS.fullmatch(part) for part in found["index"].split(",")] if found else []
     if found is None or not all(axes):
-        raise TargetError(
-            f"Target {text!r} is not understood; write an index (17) or an element of an output ('output[0,17]')."
-        )
+        return Parsed(text, expression=parse_expression(text))
     places = tuple(None if a is None or a[1] == ":" else int(a[1]) for a in axes)
-    return Parsed(text, output=found["name"], element=places)
+    try:
+        expression = parse_expression(text)
+    except TargetError:
+        expression = None  # an output's name may hold anything; then this can be an element alone
+    return Parsed(text, output=found["name"], element=places, expression=expression)
