@@ -23,6 +23,7 @@ from onnx_explain.ir.apart import take_apart
 from onnx_explain.ir.dequantise import join, lay_apart
 from onnx_explain.ir.emit import set_dtype
 from onnx_explain.ir.halves import in_single
+from onnx_explain.ir.light import without_weights
 from onnx_explain.ir.model import first_line
 from onnx_explain.ir.recognise import recognise
 from onnx_explain.ir.seen import Seen
@@ -250,12 +251,13 @@ def _infer(model: ir.Model) -> None:
     only one.
     """
     if not open_batch(model):
-        _adopt(model, [_world(model, None)])
+        _adopt(model, [_world(model, None, {})])
         return
+    memo: _Memo = {}
     try:
-        worlds = [_world(model, 2), _world(model, 3)]
+        worlds = [_world(model, 2, memo), _world(model, 3, memo)]
     except ModelError:
-        worlds = [_world(model, 1)]
+        worlds = [_world(model, 1, memo)]
         for value in model.graph.inputs:
             if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
                 value.shape = ir.Shape([1, *list(value.shape)[1:]])
@@ -267,10 +269,11 @@ def look(model: ir.Model) -> Seen:
     model = model.clone()
     _clear_stale_shapes(model)
     batches: Sequence[int | None] = (2, 3) if open_batch(model) else (None,)
+    memo: _Memo = {}
     try:
-        worlds = [_world(model, batch) for batch in batches]
+        worlds = [_world(model, batch, memo) for batch in batches]
     except ModelError:
-        worlds = [_world(model, 1)]
+        worlds = [_world(model, 1, memo)]
     shapes = {name: _merged([world[0].get(name) for world in worlds], len(worlds)) for name in worlds[0][0]}
     numbers, uniform = {}, {}
     for name, number in worlds[0][2].items():
@@ -284,10 +287,11 @@ def look(model: ir.Model) -> Seen:
     return Seen(shapes, numbers, uniform)
 
 
+_Memo = dict[tuple[Any, ...], list[npt.NDArray[Any]]]
 _World = tuple[dict[str, ir.Shape | None], dict[str, ir.DataType | None], dict[str, npt.NDArray[Any]]]
 
 
-def _world(model: ir.Model, batch: int | None) -> _World:
+def _world(model: ir.Model, batch: int | None, memo: _Memo) -> _World:
     """Shapes, dtypes and folded constants of every value with the batch fixed to `batch`."""
     world = model.clone()
     for value in world.graph.inputs:
@@ -299,7 +303,7 @@ def _world(model: ir.Model, batch: int | None) -> _World:
     known: dict[str, npt.NDArray[Any]] = {}
     for _ in range(64):  # each round resolves at least one more Reshape; real models need one to four
         _shape_pass(world)
-        if not _fold(world, known):
+        if not _fold(world, known, memo):
             break
     values = {v.name or "": v for node in world.graph for v in node.outputs}
     values |= {v.name or "": v for v in world.graph.inputs}
@@ -308,22 +312,16 @@ def _world(model: ir.Model, batch: int | None) -> _World:
 
 def _shape_pass(world: ir.Model) -> None:
     """ONNX's own inference on the graph without its large weights; a contradiction is the model's fault."""
-    from onnx_ir.passes.common import _c_api_utils
-
-    def infer(proto: onnx.ModelProto) -> onnx.ModelProto:
-        return onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
-
     for node in world.graph:
         for value in node.outputs:
             value.shape = None if value.is_graph_output() else value.shape
     try:
-        inferred = _c_api_utils.call_onnx_api(infer, world)
+        proto = without_weights(world)
+        inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:
         try:  # an operator without an inference rule stops the strict mode; the lenient one goes round it
-            inferred = _c_api_utils.call_onnx_api(
-                lambda p: onnx.shape_inference.infer_shapes(p, check_type=False, strict_mode=False, data_prop=True),
-                world,
-            )
+            proto = without_weights(world)
+            inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
         except Exception:
             raise ModelError(
                 f"The model's shapes contradict each other ({first_line(error)}); export it again."
@@ -346,7 +344,7 @@ def _shape_pass(world: ir.Model) -> None:
             )
 
 
-def _fold(world: ir.Model, known: dict[str, npt.NDArray[Any]]) -> bool:
+def _fold(world: ir.Model, known: dict[str, npt.NDArray[Any]], memo: _Memo) -> bool:
     """Evaluate every node whose operands are known and small; True where something was new."""
     found = False
     for node in list(world.graph):
@@ -357,7 +355,7 @@ def _fold(world: ir.Model, known: dict[str, npt.NDArray[Any]]) -> bool:
             or node.op_type == "DequantizeLinear"  # the runtime takes it into the integer kernel behind it
         ):
             continue
-        results = _shape_value(node) if node.op_type in ("Shape", "Size") else _evaluate(node, known)
+        results = _shape_value(node) if node.op_type in ("Shape", "Size") else _evaluate(node, known, memo)
         if results is None:
             continue
         for value, array in zip(node.outputs, results):
@@ -394,8 +392,11 @@ def _shape_value(node: ir.Node) -> list[npt.NDArray[Any]] | None:
     return [sizes[slice(start.as_int() if start else None, end.as_int() if end else None)]]
 
 
-def _evaluate(node: ir.Node, known: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]] | None:
-    """The node's outputs by ONNX's own evaluator, or None where an operand is not known or too large."""
+def _evaluate(node: ir.Node, known: Mapping[str, npt.NDArray[Any]], memo: _Memo) -> list[npt.NDArray[Any]] | None:
+    """The node's outputs by ONNX's own evaluator, or None where an operand is not known or too large.
+
+    `memo`: what equal nodes gave; a network repeats its shape arithmetic block by block, and at both batch sizes.
+    """
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
         return None
     feeds: dict[str, npt.NDArray[Any]] = {}
@@ -411,12 +412,25 @@ def _evaluate(node: ir.Node, known: Mapping[str, npt.NDArray[Any]]) -> list[npt.
     if not _small(node, feeds):
         return None
     try:
-        with np.errstate(all="ignore"):
-            results = ReferenceEvaluator(ir.to_proto(node), opsets={"": _opset(node)}).run(None, feeds)
+        proto, opset = ir.serde.serialize_node(node), _opset(node)
+        operands = [feeds[name] for name in proto.input if name]
+        proto.name, proto.doc_string = "", ""
+        del proto.metadata_props[:]
+        proto.input[:] = [f"x{i}" if name else "" for i, name in enumerate(proto.input)]
+        proto.output[:] = [f"y{i}" if name else "" for i, name in enumerate(proto.output)]
+        key = (proto.SerializeToString(deterministic=True), opset, *map(_contents, operands))
+        if key not in memo:
+            named = dict(zip((name for name in proto.input if name), operands))
+            with np.errstate(all="ignore"):
+                memo[key] = [np.asarray(r) for r in ReferenceEvaluator(proto, opsets={"": opset}).run(None, named)]
     except Exception:
         return None  # not every operator has an evaluator: the node then stays an expression
-    arrays = [np.asarray(r) for r in results]
+    arrays = memo[key]
     return arrays if all(a.size <= FOLDED and a.dtype != object for a in arrays) else None
+
+
+def _contents(array: npt.NDArray[Any]) -> tuple[Any, ...]:
+    return array.dtype, array.shape, repr(array.tolist()) if array.dtype == object else array.tobytes()
 
 
 def _opset(node: ir.Node) -> int:

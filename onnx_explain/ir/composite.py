@@ -98,12 +98,13 @@ def expand(model: ir.Model, *, meaning: Callable[[ir.Node], Expansion | None] | 
     spell_out(model)
     graph = model.graph
     op = Emitter(graph)
-    for node in [n for n in graph if n.domain == DOMAIN]:
+    composites = [n for n in graph if n.domain == DOMAIN]
+    for node in composites:
         composite = read(node)
         with op.serving(_served(node), **_metadata(node)):
             for old, new in zip(node.outputs, _meaning(node, composite, meaning)(op, composite)):
                 _stand_in(op, old, new)
-        graph.remove(node, safe=True)
+    graph.remove(composites, safe=True)
     graph.sort()
     _drop_unread(graph)
     model.opset_imports.pop(DOMAIN, None)
@@ -131,10 +132,12 @@ def _stand_in(op: Emitter, old: Value, new: Value) -> None:
 
 def _drop_unread(graph: ir.Graph) -> None:
     """Remove what was inserted and is read by nothing; the forward half stays as it is."""
+    unread: dict[ir.Node, None] = {}
     for node in reversed(list(graph)):
         ours = (node.name or "").startswith(f"{PREFIX}/")
-        if ours and not any(v.uses() or v.is_graph_output() for v in node.outputs):
-            graph.remove(node, safe=True)
+        if ours and not any(v.is_graph_output() or any(u.node not in unread for u in v.uses()) for v in node.outputs):
+            unread[node] = None
+    graph.remove(unread, safe=True)
     for name, value in list(graph.initializers.items()):
         if name.startswith(f"{PREFIX}/") and not value.uses() and not value.is_graph_output():
             del graph.initializers[name]

@@ -86,11 +86,11 @@ class Emitter:
         key = (domain, op_type, tuple(id(v) for v in operands), _frozen(attrs), outputs)
         if key not in self._known or not shared:
             name = self._fresh(f"{self._scope}/{op_type}")
-            node = ir.node(
+            node = ir.Node(
+                domain,
                 op_type,
                 operands,
-                attrs or None,
-                domain=domain,
+                [_attribute(k, v) for k, v in attrs.items()],
                 num_outputs=outputs,
                 name=name,
                 metadata_props=dict(self._metadata),
@@ -225,6 +225,21 @@ class Emitter:
             name = f"{stem}_{self._counts[stem]}"
         self._taken.add(name)
         return name
+
+
+def _attribute(name: str, value: Any) -> ir.Attr:
+    """An attribute; numbers and text, which most are, without `ir.node`'s search for what a value might be."""
+    if isinstance(value, ir.Attr):
+        return value
+    if isinstance(value, int):
+        return ir.AttrInt64(name, int(value))
+    if isinstance(value, float):
+        return ir.AttrFloat32(name, float(value))
+    if isinstance(value, str):
+        return ir.AttrString(name, value)
+    if isinstance(value, (list, tuple)) and value and all(isinstance(v, int) for v in value):
+        return ir.AttrInt64s(name, [int(v) for v in value])
+    return ir.convenience.convert_attribute(name, value)
 
 
 def set_dtype(value: Value, dtype: ir.DataType | None) -> None:

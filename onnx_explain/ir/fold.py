@@ -50,7 +50,7 @@ def _constants_alone(model: ir.Model, nodes: Sequence[ir.Node], wanted: Sequence
     proto = onnx.ModelProto(ir_version=model.ir_version)
     proto.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in model.graph.opset_imports.items())
     proto.graph.name = "constants"
-    proto.graph.node.extend(ir.to_proto(n) for n in nodes)
+    proto.graph.node.extend(ir.serde.serialize_node(n) for n in nodes)
     operands = {id(v): v for n in nodes for v in n.inputs if v is not None and v.is_initializer()}
     for value in operands.values():
         if value.const_value is not None:

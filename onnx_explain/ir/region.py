@@ -20,6 +20,7 @@ from onnx_explain.ir.view import Operation, Value
 
 Array = npt.NDArray[Any]
 LARGEST = 18  # nodes of a region; the longest spelling met (LayerNormalization by batch moments) has 12
+STRAIGHT = 8  # nodes of a region in which nothing forks; the longest spelling met (HardSigmoid) has 5
 REACH = 7  # steps from the anchor to the end
 
 
@@ -227,14 +228,23 @@ class Regions:
         for _ in range(REACH):
             ahead: dict[int, ir.Node] = {}
             for node in edge:
-                steps = [u.node for u in node.outputs[0].uses()]
+                steps = self._readers(node.outputs[0])
                 ahead.update((id(n), n) for n in steps if self._passes(n) and id(n.outputs[0]) not in found)
-            ahead = {k: n for k, n in ahead.items() if not self.leads_nowhere(n)}
             found.update((id(n.outputs[0]), n.outputs[0]) for n in ahead.values())
             edge = list(ahead.values())
             if not edge or len(found) > 2 * REACH:
                 break
         return list(found.values())
+
+    def _readers(self, value: Value) -> list[ir.Node]:
+        """The nodes that read a value and lead anywhere; none where they are too many to lie in one region."""
+        found: list[ir.Node] = []
+        for use in value.uses():
+            if len(found) > LARGEST:
+                return []
+            if not self.leads_nowhere(use.node):
+                found.append(use.node)
+        return found
 
     def _up_from(self, end: Value, anchor: ir.Node) -> Iterator[Region]:
         """The regions that end at a value: upwards from it, the last computed first; where one value alone is left, it enters."""
@@ -243,9 +253,11 @@ class Regions:
         last = end.producer()
         waiting = {} if last is None else {id(last): last}
         sources: dict[int, Value] = {}
-        while waiting and len(nodes) < LARGEST:
+        forked = False
+        while waiting and len(nodes) < (LARGEST if forked else STRAIGHT):
             node = max(waiting.values(), key=lambda n: self.order[id(n)])
-            if not self._passes(node):
+            # every source but one has to become a node of the region
+            if not self._passes(node) or len(nodes) + len(sources) > LARGEST or len(node.inputs) > LARGEST:
                 return
             nodes[id(waiting.pop(id(node)))] = node
             sources.pop(id(node.outputs[0]), None)
@@ -259,6 +271,7 @@ class Regions:
                 maker = value.producer()
                 if maker is not None:
                     waiting[id(maker)] = maker
+            forked = forked or len(sources) > 1
             if len(sources) == 1 and len(nodes) > 1 and id(anchor) in nodes and self._closed(nodes, end):
                 inside = sorted(nodes.values(), key=lambda n: self.order[id(n)])
                 entry = next(iter(sources.values()))
