@@ -137,7 +137,7 @@ def run(command: Sequence[str], limit: int) -> tuple[int, str, str]:
 # ------------------------------------------------------------------------------------------------------------- the table
 
 HEADINGS = (
-    *("architecture", "exporter", "opset", "nodes", "batch", "build s", "output", "gradient", "alone"),
+    *("architecture", "exporter", "opset", "nodes", "batch", "build CPU s", "output", "gradient", "alone"),
     *("lrp-epsilon-plus", "attn-lrp"),
 )
 
@@ -190,6 +190,8 @@ def relevance_cell(step: Row | None) -> str:
         return problem(step)
     if not step["finite"] or not step["anything"]:
         return "NOT FINITE" if not step["finite"] else "ZERO"
+    if step["conservation"] > ADDS_UP >= step["of what flowed"]:
+        return f"{step['conservation']:.0e} ({step['of what flowed']:.0e} of what flowed)"
     return verdict(step["conservation"], ADDS_UP)
 
 

@@ -50,7 +50,9 @@ def randomise(case: Case) -> None:
     """
     with torch.no_grad():
         for module in case.module.modules():
-            for name, p in module.named_parameters(recurse=False):
+            frozen = hasattr(module, "running_var") and not list(module.parameters(recurse=False))
+            named = module.named_buffers if frozen else module.named_parameters
+            for name, p in named(recurse=False):
                 _draw(module, name, p)
         _calibrate(case)
 
@@ -63,7 +65,7 @@ def _draw(module: torch.nn.Module, name: str, p: torch.Tensor) -> None:
         p.uniform_(
             0.4, 1.0
         )  # with biases as large as these, small changes shrink on their way: gradients stay comparable
-    elif normalises:
+    elif normalises and name == "bias":
         p.normal_(0.0, 0.5)
     elif name == "bias":
         p.normal_(0.0, 0.1)
@@ -78,8 +80,8 @@ def _draw(module: torch.nn.Module, name: str, p: torch.Tensor) -> None:
 
 def _calibrate(case: Case) -> None:
     """Statistics of BatchNormalization near those of the layer's own input, layer by layer in one pass of evaluation."""
-    norms = [m for m in case.module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    handles = [m.register_forward_pre_hook(_statistics) for m in norms if m.running_var is not None]
+    norms = [m for m in case.module.modules() if getattr(m, "running_var", None) is not None]
+    handles = [m.register_forward_pre_hook(_statistics) for m in norms]
     inputs = [_several(x) if n in case.batched else x for n, x in case.inputs.items()]
     if handles:
         case.module(*inputs)
