@@ -782,6 +782,23 @@ def _slices() -> Iterator[Case]:
     yield from case("-reversed-steps", ints(-1, 4), ints(-far, 0), ints(2, 1), ints(-2, -3))
     yield from case("-out-of-range", ints(-99), ints(99), ints(1))
     yield from case("-steps-no-axes", ints(0, 0, 1), ints(2, 9, 9), None, ints(1, 2, 2))
+    computed = (
+        "z = Mul(x, zero); t = ReduceSum<keepdims=0>(z); i = Cast<to=7>(t); u = Unsqueeze(i, a); e = Add(u, ends);"
+    )
+    ends = {"zero": float0(0.0), "a": ints(0), "ends": ints(-1), "starts": ints(1), "axes": ints(1), "two": ints(2)}
+    yield from _moved("slice-computed-end", f"{computed} y = Slice(x, starts, e, axes)", x, ends)
+    yield from _moved("slice-computed-steps", f"{computed} s = Add(u, two); y = Slice(x, starts, e, axes, s)", x, ends)
+    several = ends | {"starts": ints(0, 5, 1), "ends": ints(-1, 0, 4), "axes": ints(0, 2, 1), "steps": ints(1, -2, 3)}
+    yield from _moved(
+        "slice-computed-several", f"{computed} y = Slice(x, starts, e, axes, steps)", signed(3, 5, 6), several
+    )
+    whole = signed(3, 4, declared=("N", 4))
+    yield from _moved(
+        "slice-open-axis-whole",
+        "y = Slice(x, starts, ends, axes)",
+        whole,
+        {"starts": ints(0), "ends": ints(far), "axes": ints(0)},
+    )
     yield from case("-int32", np.array([1], np.int32), np.array([4], np.int32), np.array([2], np.int32))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -120,28 +121,40 @@ def split(node: Operation) -> Rearrangement:
     return Rearrangement(undo)
 
 
+_ENDLESS = 2**31 - 1  # an end that cuts nothing off, as exporters write it
+
+
 @room("Slice", sign="inherits")
 def slice_(node: Operation) -> Rearrangement:
-    """Entries start:end:step along axes; the rest receive zero."""
-    starts, ends = node.constant(1), node.constant(2)
-    if starts is None or ends is None:
+    """Entries start:end:step along axes; the rest receive zero. Bounds may be computed while the model runs."""
+    if not node.has(1) or not node.has(2):
         raise ModelError(f"{node.where}: its starts and ends are missing.")
-    axes, steps = node.constant(3), node.constant(4)
-    n = rank(node.x)
-    where = [int(a) % n for a in (axes if axes is not None else range(len(starts)))]
-    step = [int(s) for s in (steps if steps is not None else [1] * len(starts))]
+    axes, n = node.constant(3), rank(node.x)
+    bounds = [_known(node, i) for i in (1, 2, 4)]
+    count = dims(node.input(1))[0]
+    if axes is None and count is None:
+        raise ModelError(f"{node.where}: how many axes it cuts is not known before the model runs.")
+    where = [int(a) % n for a in (axes if axes is not None else range(count or 0))]
 
     def undo(op: Emitter, r: Value) -> Value:
-        for axis, start, end, by in zip(where, starts, ends, step):
-            if dims(node.x)[axis] is None:
-                r = _uncut_open(op, node, r, axis, int(start), int(end), by)
-                continue
-            size = _size(node, axis)
-            kept = np.arange(size)[_python_slice(int(start), int(end), by, size)]
-            r = scatter_axis(op, r, axis, kept, size)
+        for place, axis in enumerate(where):
+            start, end, step = (None if b is None else int(b[place]) for b in bounds)
+            size = dims(node.x)[axis]
+            if start is None or end is None or step is None or size is None:
+                if (start, step) != (0, 1) or end is None or end < _ENDLESS:
+                    r = _uncut(op, node, op.typed_rank(r, n), axis, place)
+            else:
+                r = scatter_axis(op, r, axis, np.arange(size)[_python_slice(start, end, step, size)], size)
         return r
 
     return _single(undo, node)
+
+
+def _known(node: Operation, index: int) -> npt.NDArray[Any] | None:
+    """Bounds or steps, where they are known before the model runs; steps left out are 1."""
+    if not node.has(index):
+        return np.ones(dims(node.input(1))[0] or 64, np.int64)
+    return None if node.input(index).const_value is None else node.constant(index)
 
 
 def _python_slice(start: int, end: int, step: int, size: int) -> slice:
@@ -151,17 +164,26 @@ def _python_slice(start: int, end: int, step: int, size: int) -> slice:
     return slice(start, end, step)
 
 
-def _uncut_open(op: Emitter, node: Operation, r: Value, axis: int, start: int, end: int, step: int) -> Value:
-    """A slice of the batch itself: nothing cut, or a run from the front whose rest is padded with zeros."""
-    if start == 0 and step == 1:
-        missing = op.Sub(op.Shape(node.x, start=axis, end=axis + 1), op.Shape(r, start=axis, end=axis + 1))
-        before = [0] * axis
-        after = [0] * (rank(node.x) - axis - 1)
-        pads = op.Concat(op.ints(*[0] * rank(node.x), *before), missing, *([op.ints(*after)] if after else []), axis=0)
-        return op.Pad(r, pads, op.constant(0.0, like=r))
-    raise ModelError(
-        f"{node.where}: cuts the batch axis ({start}:{end}:{step}) of dynamic size; fix the batch (`--input-shape`)."
+def _uncut(op: Emitter, node: Operation, r: Value, axis: int, place: int) -> Value:
+    """A slice whose bounds, or whose axis, only the run knows: the places are cut as the entries were, and say where from."""
+    one = op.constant(1, dtype=np.int64)
+    size = op.Shape(node.x, start=axis, end=axis + 1)
+    places = op.Range(op.constant(0, dtype=np.int64), op.Squeeze(size, op.ints(0)), one)
+    start, end, *by = (
+        op.Cast(op.Slice(node.input(i), op.ints(place), op.ints(place + 1), op.ints(0)), to=int(ir.DataType.INT64))
+        for i in (1, 2, 4)
+        if node.has(i)
     )
+    kept = op.Slice(places, start, end, op.ints(0), *by)
+    before, after = op.Shape(r, start=0, end=axis), op.Shape(r, start=axis + 1)
+    zeros = op.Expand(op.constant(0.0, like=r), op.Concat(before, size, after, axis=0))
+    column = [1] * rank(node.x)
+    column[axis] = -1
+    index = op.Expand(op.Reshape(kept, op.ints(*column)), op.Shape(r))
+    back = op.ScatterElements(zeros, index, r, axis=axis)
+    own = list(r.shape or [None] * rank(node.x))
+    back.shape = ir.Shape([*own[:axis], node.x.shape[axis] if node.x.shape is not None else None, *own[axis + 1 :]])
+    return back
 
 
 def scatter_axis(op: Emitter, r: Value, axis: int, sources: npt.NDArray[np.int64], size: int) -> Value:
