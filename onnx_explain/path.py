@@ -183,12 +183,14 @@ def _captured(node: ir.Node) -> Iterator[Value]:
                 yield from (v for v in inner.inputs if v is not None)
 
 
+_PLACES = (ir.DataType.INT64, ir.DataType.BOOL)  # never a quantised value
+
+
 def _stops(operation: Operation) -> bool:
     """Whether relevance ends here by nature: integers, comparisons, shapes."""
-    found = find(operation)
-    if found is None:
-        return False
-    dtype = operation.y.dtype
+    found, dtype = find(operation), operation.y.dtype
+    if found is None:  # whatever it is: a branch that picks boxes returns their numbers
+        return all(v.dtype in _PLACES for v in operation.outputs)
     if dtype is not None and not dtype.is_floating_point():
         return True
     return found.inert or (not is_float(operation.x) and operation.active == {0})
