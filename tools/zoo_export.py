@@ -12,6 +12,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from zoo_sources import Architecture, Case
 
 OPSET = 17  # of the exporter by tracing
 SEED = 0
+DRAWINGS = 8
+AGREES = 2e-5  # of the largest gradient, between float32 and float64
 
 
 def main() -> int:
@@ -29,13 +32,16 @@ def main() -> int:
     source, name, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     warnings.simplefilter("ignore")
     row = next(r for r in zoo_sources.SOURCES[source](True) if r.name == name)
+    torch.backends.mha.set_fastpath_enabled(False)  # of layers the exporter by tracing does not know
     torch.manual_seed(SEED)
     case = row.load()
     if case.drawn:
         randomise(case)
     truth(row, case, folder)
     for exporter, export in EXPORTERS.items():
-        attempt(export, case, folder / f"{row.stem}.{exporter}.onnx")
+        path = folder / f"{row.stem}.{exporter}.onnx"
+        if not path.exists() and not path.with_suffix(".failed").exists():
+            attempt(export, case, path)
     return 0
 
 
@@ -106,21 +112,44 @@ def _several(x: torch.Tensor) -> torch.Tensor:
 
 
 def truth(row: Architecture, case: Case, folder: Path) -> None:
-    """What autograd says: the gradient of every sample's largest output by the inputs (or by the leaf's output)."""
+    """What autograd says: the gradient of every sample's largest output by the inputs (or by the leaf's output).
+
+    Inputs near a kink of some unit have one gradient in float32 and another in float64. Pictures are drawn anew until torch
+    agrees with itself; the best drawing is kept.
+    """
+    best: dict[str, Any] = {}
+    for _ in range(DRAWINGS if case.drawn else 1):
+        found = _compared(case)
+        if not best or found["own"] < best["own"]:
+            best = found
+        pictures = [n for n, x in case.inputs.items() if x.is_floating_point() and x.ndim > 2]
+        if best["own"] <= AGREES or not pictures:
+            break
+        case = replace(
+            case, inputs={n: zoo_sources.picture(*x.shape) if n in pictures else x for n, x in case.inputs.items()}
+        )
+    best.pop("own")
+    np.savez(folder / f"{row.stem}.npz", **best)
+
+
+def _compared(case: Case) -> dict[str, Any]:
+    """Inputs, outputs and gradients in both precisions; `own`: how far these are from each other (0: only one is known)."""
     arrays: dict[str, Any] = {f"input/{n}": x.numpy() for n, x in case.inputs.items()}
     outputs, index, gradients, leaf = derivative(case, None)
     arrays |= {f"output/{n}": y.detach().numpy() for n, y in zip(case.outputs, outputs)}
     arrays |= {} if leaf is None else {"value": leaf.detach().numpy()}
     arrays |= {"target": index.numpy()} | {f"gradient/{n}": g.numpy() for n, g in gradients.items()}
+    own = 0.0
     try:
         case.module.double()
         _, _, exact, _ = derivative(case, index)
         arrays |= {f"exact/{n}": g.numpy() for n, g in exact.items()}
+        own = max(float((gradients[n] - g).abs().max() / g.abs().max()) for n, g in exact.items())
     except RuntimeError as error:
-        print(f"{row.name}: no float64 run ({error})", file=sys.stderr)
+        print(f"no float64 run ({error})", file=sys.stderr)
     finally:
         case.module.float()
-    np.savez(folder / f"{row.stem}.npz", **arrays)
+    return arrays | {"own": own if math.isfinite(own) else math.inf}
 
 
 def derivative(
