@@ -13,10 +13,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_explain import feeds
-from onnx_explain.backends.onnx import Session
-from onnx_explain.errors import VerificationError
+from onnx_explain.backends.onnx import Session, lower
+from onnx_explain.errors import ModelError, VerificationError
 from onnx_explain.explanation import plain_option
 from onnx_explain.ir.model import Loaded, serialise
+from onnx_explain.ir.unfuse import MICROSOFT
 from onnx_explain.relevance import RelevanceGraph
 from onnx_explain.version import __version__
 
@@ -66,7 +67,7 @@ def verify(
     # ONNX Runtime fuses int8 activations into other kernels where each has one reader, and a backward pass reads them too:
     # the two files are compared as they are written
     optimised = not any(node.op_type == "QuantizeLinear" for node in source.model.graph)
-    theirs = Session(original, threads=threads, optimised=optimised).run(fed)
+    theirs = _original(original, source, canonical, threads=threads, optimised=optimised).run(fed)
     whole = str(explained) if isinstance(explained, Path) else explained
     ours = Session(whole, threads=threads, optimised=optimised).run(fed)
     for name, value in theirs.items():
@@ -80,6 +81,18 @@ def verify(
             raise VerificationError(
                 f"The explained model's {name!r} is NaN on noise, so no file was written; use another method, or report this model."
             )
+
+
+def _original(
+    original: str | bytes, source: Loaded, canonical: ir.Model, *, threads: int | None, optimised: bool
+) -> Session:
+    """The file itself; its canonical form where it holds a fused operator that this ONNX Runtime has no kernel for."""
+    try:
+        return Session(original, threads=threads, optimised=optimised)
+    except ModelError:
+        if all(node.domain != MICROSOFT for node in source.model.graph):
+            raise
+        return Session(lower(canonical), threads=threads, optimised=optimised)
 
 
 def _equal(ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> bool:

@@ -6,6 +6,7 @@ A model of one fused node runs in ONNX Runtime as it is, and again in canonical 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +28,7 @@ from onnx_explain.errors import ExplainError, UnsupportedOperator
 from onnx_explain.ir.canonicalize import canonicalize
 from onnx_explain.ir.spell import spell_out
 from onnx_explain.ir.unfuse import EXPANSIONS
+from onnx_explain.ir.unfuse import REFUSED as UNCOVERED
 
 Array = npt.NDArray[Any]
 MICROSOFT = "com.microsoft"
@@ -634,3 +636,25 @@ def test_a_mask_reaches_attention_as_the_lengths_that_the_embeddings_count() -> 
     words = next(r for r in e.relevance.values() if r.any())
     assert words[0, 2].any()
     assert not words[1, 2].any()  # what the mask hides has no share in another word
+
+
+def test_a_file_for_gpus_alone_is_converted_for_any(tmp_path: Path) -> None:
+    """ONNX Runtime has no kernel of the file's operator here; the converted file holds primitives."""
+    case = next(c for c in TABLE if str(c) == "GroupNorm")
+    explainer = Explainer(case.build(), "attn-lrp", logits=False)
+    explainer.convert(tmp_path / "explained.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "explained.onnx", providers=["CPUExecutionProvider"])
+    found = dict(
+        zip([o.name for o in session.get_outputs()], session.run(None, {**case.feeds, "target": np.array([5, 5])}))
+    )
+    e = explainer(case.feeds, target=5)
+    np.testing.assert_allclose(found["y"], case.expected()["y"], atol=TOLERANCE)
+    np.testing.assert_allclose(found["x_relevance"], e.relevance["x"], atol=1e-6 * np.abs(e.relevance["x"]).max())
+
+
+def test_the_page_on_transformers_lists_what_is_un_fused_and_what_is_refused() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "transformers.md").read_text(encoding="utf-8")
+    listed, refused = page.split("of domain `com.microsoft`:")[1].split("Refused, with the reason:")
+    named = set(re.findall(r"`([A-Za-z0-9]+)`", listed.split(".\n")[0]))
+    assert named == {t for domain, t in EXPANSIONS if domain == MICROSOFT}
+    assert set(re.findall(r"`([A-Za-z0-9]+)`", refused)) == set(UNCOVERED)
