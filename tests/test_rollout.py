@@ -46,17 +46,22 @@ class Net:
         self.lines.append(f"{name} = {call}")
         return name
 
-    def heads(self, x: str, tokens: int, folded: bool) -> str:
+    def heads(self, x: str, tokens: int, folded: bool, count: int = HEADS) -> str:
         """[N, heads, T, size], or [N·heads, T, size] as older exporters write it."""
         y = self.emit(
-            f"Transpose <perm = [0, 2, 1, 3]> ({self.emit(f'Reshape ({x}, {self.ints(0, tokens, HEADS, -1)})')})"
+            f"Transpose <perm = [0, 2, 1, 3]> ({self.emit(f'Reshape ({x}, {self.ints(0, tokens, count, -1)})')})"
         )
         return self.emit(f"Reshape ({y}, {self.ints(-1, tokens, C // HEADS)})") if folded else y
 
-    def layer(self, x: str, tokens: int, *, folded: bool = False, columns: bool = False) -> str:
+    def layer(self, x: str, tokens: int, *, folded: bool = False, columns: bool = False, single: bool = False) -> str:
         """Self-attention with a residual sum, then a dense layer with one."""
         normal = self.emit(f"LayerNormalization ({x}, {self.constant(np.ones(C, np.float32))})")
-        q, k, v = (self.heads(self.emit(f"MatMul ({normal}, {self.weight(C, C)})"), tokens, folded) for _ in range(3))
+        q = self.heads(self.emit(f"MatMul ({normal}, {self.weight(C, C)})"), tokens, folded)
+        many = 1 if single else HEADS  # of keys and values
+        k, v = (
+            self.heads(self.emit(f"MatMul ({normal}, {self.weight(C, many * C // HEADS)})"), tokens, folded, many)
+            for _ in range(2)
+        )
         perm = [0, 2, 1] if folded else [0, 1, 3, 2]
         scores = self.emit(f"MatMul ({q}, {self.emit(f'Transpose <perm = {perm}> ({k})')})")
         a = self.emit(f"Softmax <axis = {-2 if columns else -1}> ({scores})")
@@ -243,6 +248,16 @@ def test_gradient_rollout_equals_the_papers_update(folded: bool) -> None:
     maps, gradients = attention(model, net, words())
     ours = explained(model, "gradient-rollout", words()).sum(-1)
     np.testing.assert_allclose(ours, gradient_rollout(maps, gradients, np.eye(5)[0]), atol=1e-5)
+
+
+def test_heads_may_share_their_keys_and_values() -> None:
+    net = Net(10)
+    x = net.layer(net.layer(net.embedded(), 5, single=True), 5, single=True)
+    model = net.model("int64[N, 5] ids", net.read(x, 2))
+    maps = [a.astype(np.float64) for a in run(model, words(), net.maps)]
+    np.testing.assert_allclose(
+        explained(model, "attention-rollout", words()).sum(-1), rollout(maps, np.eye(5)[2]), atol=1e-6
+    )
 
 
 def test_a_language_models_score_reads_its_own_position() -> None:

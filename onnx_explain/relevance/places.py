@@ -85,7 +85,7 @@ def _computed(operation: Operation, role: Role, held: dict[int, Places]) -> Plac
         return _dense(operation, role, first)
     same = isinstance(role, Pointwise) or (isinstance(role, Normalization) and not role.softmax)
     if same or (isinstance(role, Linear) and role.kind in ("scale", "normalisation")):
-        return _spread(operation, first)
+        return spread(operation, first)
     return None
 
 
@@ -107,7 +107,9 @@ def _rearranged(operation: Operation, node: ir.Node, held: dict[int, Places]) ->
         return []
     first, found = held[min(held)], find(operation)
     if found is not None and found.keeps_order:
-        return [first.moved(first.ids.reshape([-1 if d is None else d for d in dims(operation.y)]))]
+        shape = [-1 if d is None else d for d in dims(operation.y)]
+        fits = shape.count(-1) < 2 and first.ids.size % max(int(np.prod([d for d in shape if d > 0])), 1) == 0
+        return [first.moved(first.ids.reshape(shape))] if fits else []
     operands: list[npt.NDArray[Any] | None] = []
     for i, value in enumerate(operation.inputs):
         if i in held:
@@ -160,7 +162,7 @@ def _alike(held: dict[int, Places]) -> dict[int, Places]:
 
 def _merged(operation: Operation, held: Sequence[Places]) -> Places | None:
     """Sums and products entry by entry: the same place in all, or one place where the others have none."""
-    whole = {i: _spread(operation, p) for i, p in enumerate(held)}
+    whole = {i: spread(operation, p) for i, p in enumerate(held)}
     for parts in (whole, {i: q for i, p in whole.items() if (q := p.joined()) is not None}):
         known = _alike(parts) if len(parts) == len(held) else {}
         ids = None
@@ -193,7 +195,7 @@ def _dense(operation: Operation, role: Linear, x: Places) -> Places | None:
     return rows.moved(np.repeat(rows.ids[..., :1], sizes[-1], axis=-1))
 
 
-def _spread(operation: Operation, x: Places) -> Places:
+def spread(operation: Operation, x: Places) -> Places:
     """Broadcast to the result's shape."""
     sizes = [d or 1 for d in dims(operation.y)]
     try:

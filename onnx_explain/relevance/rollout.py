@@ -22,7 +22,7 @@ from onnx_explain.operators.layout import axes_after
 from onnx_explain.operators.roles import Linear, Normalization, Product, Rearrangement, zeros_like
 from onnx_explain.path import activity, nodes_between
 from onnx_explain.relevance.chain import role_of
-from onnx_explain.relevance.places import NOWHERE, Ints, Places, begun, follow
+from onnx_explain.relevance.places import NOWHERE, Ints, Places, begun, follow, spread
 from onnx_explain.rules import rollout as rules
 
 _STEPS = 16  # nodes looked at between a Softmax and the product it enters
@@ -171,7 +171,7 @@ def tokens(model: ir.Model, found: Sequence[Layer], name: str, x: Value, method:
                 )
                 raise _refused(method, layer, f"{what}: its values come from windows, channels or mixtures of tokens")
             known = known or here
-            results = [values]
+            results = [None if values is None else spread(Operation.of(node), values)]
         places.update((id(v), p) for v, p in zip(node.outputs, results) if p is not None)
     return known
 
