@@ -13,7 +13,7 @@ LINEAR: dict[str, Any] = {"role": "linear", "linear": True}
 
 def more() -> Iterator[Case]:
     """All of them."""
-    for family in (_products, _exponentials, _norms, _remainders, _blocks, _spectra, _computed, _resizes):
+    for family in (_products, _exponentials, _norms, _remainders, _blocks, _spectra, _computed, _resizes, _deformed):
         yield from family()
 
 
@@ -147,3 +147,16 @@ def _resizes() -> Iterator[Case]:
     one = {"r": float32s(0, 0, 0.2, 0.1, 1, 1, 0.7, 0.6), "s": ints(1, 2, 1, 3)}
     text = 'y = Resize<mode="linear",coordinate_transformation_mode="tf_crop_and_resize">(x, r, "", s)'
     yield from cases("resize-crop-to-one", text, image, one, opset=13, **LINEAR)
+
+
+def _deformed() -> Iterator[Case]:
+    steps: dict[str, Any] = {"opset": 22, "role": "product", "step": 1e-7, "slack": 1e-5}
+    x, w = signed(2, 4, 4, 5), signed(2, 2, 2, 3)
+    moves = Values((2, 24, 4, 4), "unit")
+    text = "y = DeformConv<pads=[1,0,0,1],{}>({})"
+    given = {"w": w, "o": Values((2, 12, 4, 4), "unit")}
+    linear: dict[str, Any] = {**LINEAR, "opset": (19, 22)}
+    yield from cases("deformconv", text.format("group=2", "x, w, o"), {"x": x}, given, **linear)
+    full = text.format("group=2,offset_group=2", "x, w, o, b, m")
+    rest = {"w": w, "b": signed(2), "m": positive(2, 12, 4, 4)}
+    yield from cases("deformconv-moves", full, {"x": x, "o": moves}, rest, **steps)

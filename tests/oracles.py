@@ -326,6 +326,32 @@ class Pad(Pad_18):
         return super()._run(x, np.maximum(pads, 0), *rest, **said)  # type: ignore[no-untyped-call]
 
 
+class DeformConv(OpRun):
+    """onnx's rounds to float32."""
+
+    def _run(
+        self, x: Array, w: Array, offset: Array, b: Array | None = None, mask: Array | None = None, *,
+        group: int, offset_group: int, pads: list[int], **said: Any,
+    ) -> tuple[Array, ...]:  # fmt: skip
+        strides, dilations = (said[k] or [1, 1] for k in ("strides", "dilations"))
+        (n, c, h, width), (m, inner, kh, kw), out = x.shape, w.shape, offset.shape[2:]
+        moved = offset.reshape(n, offset_group, kh, kw, 2, *out)
+        weighed = (
+            np.ones((n, offset_group, kh, kw, *out)) if mask is None else mask.reshape(n, offset_group, kh, kw, *out)
+        )
+        y = np.zeros((n, m, *out)) + (0 if b is None else b.reshape(-1, 1, 1))
+        for s, o, i, j, r, q in product(*map(range, (n, c, kh, kw, *out))):
+            part = o // (c // offset_group)
+            place = [p * t - e + k * d for p, t, e, k, d in zip((r, q), strides, pads, (i, j), dilations)] + moved[
+                s, part, i, j, :, r, q
+            ]
+            rows, columns = (np.maximum(1 - np.abs(np.arange(k) - p), 0) for k, p in zip((h, width), place))
+            seen = rows @ x[s, o] @ columns * weighed[s, part, i, j, r, q]
+            first = o // inner * (m // group)
+            y[s, first : first + m // group, r, q] += w[first : first + m // group, o % inner, i, j] * seen
+        return (y.astype(x.dtype),)
+
+
 class Scatter(ScatterElements):
     """onnx's has forgotten it."""
 
@@ -341,7 +367,7 @@ OldRoiAlign.__name__ = "RoiAlign"
 REPLACED: tuple[type[OpRun], ...] = (
     BatchNormalization, ConvTranspose, Erf, Gelu, GlobalMaxPool, LogSoftmax, LRN, MaxPool, Mean,
     MeanVarianceNormalization, Pad, Resize, Softmax, Upsample, AffineGrid, GatherElements, GridSample, RoiAlign, Scatter,
-    ScatterElements, ScatterND, GlobalLpPool, LpNormalization, LpPool, *RECURRENCES,
+    ScatterElements, ScatterND, GlobalLpPool, LpNormalization, LpPool, DeformConv, *RECURRENCES,
 )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ BEYOND = {
     ),
     **dict.fromkeys(("mod", "fmod"), "jumps between the two points"),
     **dict.fromkeys(
-        (c.name for c in CASES if c.name.startswith(("gridsample-grid", "gridsample-dynamic"))),
+        (c.name for c in CASES if c.name.startswith(("gridsample-grid", "gridsample-dynamic", "deformconv-moves"))),
         "what is read is not linear in where it is read",
     ),
     "softmax-wide": "e^60 against 1: the terms cancel beyond float64; `shifted` is tested instead",

@@ -258,6 +258,11 @@ def check(
         return refusal is None
     lines = [(r.op_type, r.role, r.rule or "UNSUPPORTED", r.outputs, r.name) for r in rows]
     console.print_table(("operator", "role", "rule", "shape", "node"), lines, flexible=4, cut=True)
+    told = dict.fromkeys((r.op_type, r.reason) for r in rows if r.reason)
+    if told:
+        console.say()
+    for op_type, reason in told:
+        console.print_hanging(op_type, reason)
     way = f"from {tensor} {shape} to the inputs under {explainer.method}"
     if refusal is None:
         console.say(f"\nsupported: {_counted(len(rows), 'operator')} {way}")

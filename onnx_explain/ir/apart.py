@@ -53,6 +53,7 @@ def apart(*op_types: str, when: Asked = lambda node, varying: True) -> Callable[
 
 def take_apart(model: ir.Model) -> ir.Model:
     """Replace what is registered, in place."""
+    fill()
     graph = model.graph
     found = [n for n in graph if n.domain in ("", "ai.onnx") and n.op_type in APART and _is_float(n.outputs[0])]
     if not found:
@@ -65,6 +66,11 @@ def take_apart(model: ir.Model) -> ir.Model:
         _replace(op, node, forward)
     op.finish()
     return model
+
+
+def fill() -> None:
+    """Fill APART."""
+    from onnx_explain.ir import deform  # noqa: F401  it is written with what stands here
 
 
 def _replace(op: Emitter, node: ir.Node, forward: Operation) -> None:

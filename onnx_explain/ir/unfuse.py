@@ -21,6 +21,7 @@ from onnx_explain.ir.seen import Look, Seen
 from onnx_explain.ir.view import WEIGHS, Operation, Value
 
 MICROSOFT = "com.microsoft"
+CLASSIC = "ai.onnx.ml"
 OLDEST = 11  # the opset from which on Range, Slice and Clip mean what they mean today
 RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 _LATE = 18  # the opset from which on recurrences are expanded, after the conversion of older ones
@@ -28,6 +29,7 @@ _YOUNG = frozenset(
     {"Attention", "EmbedLayerNormalization", "GroupQueryAttention", "MultiHeadAttention", "RotaryEmbedding"}
 )
 _AXES_ARE_INPUTS = 18
+_AXES_OF_SUM = 13
 _AXES_OF_UNSQUEEZE = 13
 HAS_LAYER_NORMALIZATION = 17
 Results = Sequence[Value | None]
@@ -58,9 +60,7 @@ def unfuse(model: ir.Model, look: Look | None = None) -> ir.Model:
 
     Raises UnsupportedOperator where a fused operator is used in a way that its expansion does not cover.
     """
-    # they fill EXPANSIONS, and are written with what stands here
-    from onnx_explain.ir import attention, contrib, diffusion, grouped, onnx_attention, recurrent  # noqa: F401
-
+    register()
     graph = model.graph
     for node in graph:
         _refuse(node)
@@ -89,9 +89,16 @@ def unfuse(model: ir.Model, look: Look | None = None) -> ir.Model:
                 break
             raise next(waiting[id(n)] for n in left if not _may_stay(n))
         fused = left
-    if not any(n.domain == MICROSOFT for n in graph):
-        graph.opset_imports.pop(MICROSOFT, None)
+    for domain in (MICROSOFT, CLASSIC):
+        if not any(n.domain == domain for n in graph):
+            graph.opset_imports.pop(domain, None)
     return model
+
+
+def register() -> None:
+    """Fill EXPANSIONS."""
+    # they are written with what stands here
+    from onnx_explain.ir import attention, classic, contrib, diffusion, grouped, onnx_attention, recurrent  # noqa: F401
 
 
 def reason(node: Operation) -> str | None:
@@ -256,6 +263,13 @@ class Writer(Emitter):
         if self.version >= _AXES_ARE_INPUTS:
             return self.ReduceMean(x, self.ints(*axes), keepdims=1)
         return self.ReduceMean(x, axes=list(axes), keepdims=1)
+
+    def reduced(self, op_type: str, x: Value, axes: Sequence[int]) -> Value:
+        """A reduction over axes, which stay."""
+        since = _AXES_OF_SUM if op_type == "ReduceSum" else _AXES_ARE_INPUTS
+        if self.version >= since:
+            return self.emit(op_type, [x, self.ints(*axes)], {"keepdims": 1})[0]
+        return self.emit(op_type, [x], {"keepdims": 1, "axes": list(axes)})[0]
 
     def size(self, x: Value, axis: int) -> Value:
         """One dimension as an int64 scalar."""

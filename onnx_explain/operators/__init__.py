@@ -20,17 +20,26 @@ from onnx_explain.operators import (
 from onnx_explain.operators.roles import ROOMS, NoRelevance, find, room
 
 NO_RELEVANCE = (
-    "And", "ArgMax", "ArgMin", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Ceil", "Constant",
-    "ConstantOfShape", "Equal", "EyeLike", "Floor", "Greater", "GreaterOrEqual", "Hardmax", "IsInf", "IsNaN", "Less",
-    "LessOrEqual", "NonMaxSuppression", "NonZero", "Not", "OneHot", "Or", "RandomNormal", "RandomNormalLike",
-    "RandomUniform", "RandomUniformLike", "Range", "Round", "Shape", "Sign", "Size", "Unique", "Xor",
+    "And", "ArgMax", "ArgMin", "Bernoulli", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor",
+    "BlackmanWindow", "Ceil", "Constant", "ConstantOfShape", "Equal", "EyeLike", "Floor", "Greater", "GreaterOrEqual",
+    "HammingWindow", "HannWindow", "Hardmax", "ImageDecoder", "IsInf", "IsNaN", "Less", "LessOrEqual", "MelWeightMatrix",
+    "Multinomial", "NonMaxSuppression", "NonZero", "Not", "OneHot", "OptionalHasElement", "Or", "RandomNormal",
+    "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Range", "RegexFullMatch", "Round", "SequenceEmpty",
+    "SequenceLength", "Shape", "Sign", "Size", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer",
+    "Unique", "Xor",
+)  # fmt: skip
+NO_RELEVANCE_ML = (
+    "Binarizer", "CastMap", "CategoryMapper", "DictVectorizer", "LabelEncoder", "OneHotEncoder",
 )  # fmt: skip
 
 for _op_type in NO_RELEVANCE:
     room(_op_type, inert=True)(lambda node: NoRelevance())
+for _op_type in NO_RELEVANCE_ML:
+    room(_op_type, domain="ai.onnx.ml", inert=True)(lambda node: NoRelevance())
 
 __all__ = [
     "NO_RELEVANCE",
+    "NO_RELEVANCE_ML",
     "ROOMS",
     "arithmetic",
     "conv",

@@ -140,6 +140,38 @@ def _factors(op: Emitter, places: _Places, r: Value) -> Value:
     return op.typed(op.Mul(places.read(op, r), others), u)
 
 
+@room("TensorScatter", sign="inherits")
+def tensor_scatter(node: Operation) -> Rearrangement:
+    """A run of entries written into a cache, at a place of its own for every sample."""
+    axis, update = node.integer("axis", -2) % rank(node.x), node.input(1)
+    length, run = dims(node.x)[axis], dims(update)[axis]
+    said = {"axis": node.integer("axis", -2), "mode": node.text("mode", "linear")}
+    begun = node.input(2) if node.has(2) else None
+
+    def places(op: Emitter) -> Value:
+        """Where along the axis each entry of the update goes, in the update's shape."""
+        along = [1] * rank(node.x)
+        along[axis] = -1
+        steps = op.constant(np.arange(run or 0).reshape(along), dtype=np.int64)
+        if begun is not None:
+            first = op.Reshape(begun, op.ints(-1, *[1] * (rank(node.x) - 1)))
+            steps = op.Mod(op.Add(op.Cast(first, to=7), steps), op.constant(length or 1, dtype=np.int64))
+        return op.Expand(steps, op.shape_of(update))
+
+    def undo(op: Emitter, rs: Sequence[Value | None]) -> dict[int, Value]:
+        r, shares = rs[0], {}
+        if r is None:
+            return {}
+        if 0 in node.active:
+            blank = [r, zeros_like(op, update), begun]
+            shares[0] = op.typed(op.emit("TensorScatter", blank, said)[0], node.x)
+        if 1 in node.active:
+            shares[1] = op.typed(op.GatherElements(r, places(op), axis=axis), update)
+        return shares
+
+    return Rearrangement(undo, leaks=not {0, 1} <= node.active)
+
+
 @room("MaxUnpool", sign="inherits")
 def max_unpool(node: Operation) -> Rearrangement:
     """Entries put back where MaxPool's indices say, zeros elsewhere; of entries that share a place one is kept."""

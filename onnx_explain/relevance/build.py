@@ -18,6 +18,7 @@ from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.splice import Twin
 from onnx_explain.ir.view import Operation, Value, dims, rank, shape_text
 from onnx_explain.methods import Assignment, Composite, Rollout, Selector, Turned
+from onnx_explain.operators.coverage import reason
 from onnx_explain.operators.roles import zeros_like
 from onnx_explain.path import (
     activity,
@@ -47,13 +48,14 @@ def plan(model: ir.Model, composite: Composite, options: Options) -> tuple[list[
     active, live = activity(model, wrt_tensors(model, options.wrt))
     version = model.graph.opset_imports.get("", 0)
     nodes = nodes_between(model, [target], active, live)
-    links, missing = [], []
+    links, missing, reasons = [], [], {}
     for node in nodes:
         operation = Operation.of(node, active[id(node)], version)
         try:
             links.append(Link(operation, role_of(operation)))
-        except UnsupportedOperator:
+        except UnsupportedOperator as error:
             missing.append(operation.name)
+            reasons[operation.name] = reason(operation.domain, operation.op_type) or str(error)
     if not missing:
         return list(build(model, composite, replace(options, accounting=False)).rows), []
     known = {link.operation.name: link for link in positions(links, composite)}
@@ -65,7 +67,7 @@ def plan(model: ir.Model, composite: Composite, options: Options) -> tuple[list[
         link = known.get(operation.name)
         role = type(link.role).__name__ if link is not None else "-"
         label = None if link is None else "gradient" if link.head else assignment(composite, link).label
-        rows.append(Row(operation.name, operation.op_type, role, label, shapes, outs))
+        rows.append(Row(operation.name, operation.op_type, role, label, shapes, outs, reasons.get(operation.name, "")))
     return rows, missing
 
 

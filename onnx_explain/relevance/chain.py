@@ -13,6 +13,7 @@ from onnx_explain.ir.unfuse import reason
 from onnx_explain.ir.view import Operation, Value, shape_text
 from onnx_explain.methods import Composite
 from onnx_explain.operators import find
+from onnx_explain.operators.coverage import because
 from onnx_explain.operators.roles import Linear, Normalization, Role, Sum, per_channel
 from onnx_explain.path import Active, nodes_between
 
@@ -100,7 +101,8 @@ class Chain:
         opset = version if operation.domain in ("", "ai.onnx") else self.model.opset_imports.get(operation.domain, 0)
         shapes = ", ".join(f"{v.name} {shape_text(v)}" for v in operation.inputs if v is not None)
         return (
-            f"{operation.where}, opset {opset}, inputs {shapes}: method {self.method!r} cannot pass this operator. "
+            f"{operation.where}, opset {opset}, inputs {shapes}: method {self.method!r} cannot pass this operator"
+            f"{because(operation)}. "
             "Explain a tensor before it (`--output NAME`), export the model without it, or give it a room "
             "(docs/extending.md)."
         )

@@ -43,7 +43,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the plan: a node on the way from target to input, its role, and the rule it gets (None: unsupported)."""
+    """One line of the plan: a node on the way from target to input, its role, and the rule it gets (None: unsupported, with
+    the `reason`).
+    """
 
     name: str
     op_type: str
@@ -51,6 +53,7 @@ class Row:
     rule: str | None
     inputs: str
     outputs: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
