@@ -620,6 +620,11 @@ def reductions() -> Iterator[Case]:
         yield from cases(name, attribute, x, opset=(11, 13), role="normalization")
         yield from cases(f"{name}-input", f"y = {operator}(x, a)", x, {"a": ints(1)}, opset=18, role="normalization")
     yield from cases("reducel2", "y = ReduceL2<axes=[1]>(x)", two, opset=13, role="normalization", optional=True)
+    operand = {"a": ints(1)}
+    yield from cases("reducel2-operand", "y = ReduceL2(x, a)", two, operand, opset=18, role="normalization")
+    yield from cases(
+        "reducemin-operand", "y = ReduceMin(x, a)", {"x": distinct(2, 3)}, operand, opset=(18, 20), role="selection"
+    )
     yield from cases(
         "reducemin", "y = ReduceMin<axes=[1]>(x)", {"x": distinct(2, 3, 4)}, opset=13, role="selection", optional=True
     )

@@ -84,6 +84,12 @@ def _scattered() -> Iterator[Case]:
     yield from moved("scatternd-max", 'y = ScatterND<reduction="max">(x, i, u)', values, twice, opset=18, **smooth)
     rows = {"x": positive(4, 3), "u": positive(3, 3)}
     yield from moved("scatternd-mul", 'y = ScatterND<reduction="mul">(x, i, u)', rows, twice, opset=18, **smooth)
+    cache = {"x": signed(2, 4, 3), "u": signed(2, 2, 3)}
+    text = "y = TensorScatter(x, u, i)"
+    yield from moved("tensorscatter", text, cache, {"i": ints(2, 0)}, opset=24)
+    ring = 'y = TensorScatter<axis=1,mode="circular">(x, u, i)'
+    yield from moved("tensorscatter-circular", ring, cache, {"i": ints(3, 1)}, opset=24)
+    yield from moved("tensorscatter-update", "y = TensorScatter(x, u)", {"u": cache["u"]}, {"x": cache["x"]}, opset=24)
     places = (
         "p, i = MaxPool<kernel_shape=[2,2],strides=[2,2]>(x); y = MaxUnpool<kernel_shape=[2,2],strides=[2,2]>(p, i)"
     )

@@ -39,11 +39,11 @@ TABLE: list[tuple[str, dict[str, Any], np.ndarray]] = [
 
 def model(op: str, said: dict[str, Any], opset: int = 17) -> onnx.ModelProto:
     """One node, its result `y`; a classifier's labels are an output too."""
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", None])]
     names = ["y"]
     if op == "LinearClassifier":
         kind = TensorProto.STRING if "classlabels_strings" in said else TensorProto.INT64
-        outputs.insert(0, helper.make_tensor_value_info("label", kind, None))
+        outputs.insert(0, helper.make_tensor_value_info("label", kind, ["N"]))
         names.insert(0, "label")
     node = helper.make_node(op, ["x"], names, domain="ai.onnx.ml", **said)
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])

@@ -1,14 +1,12 @@
 """Writes docs/methods.md and docs/operators.md from the registries, so that they cannot say anything else.
 
 `python tools/tables.py` writes, `python tools/tables.py --check` fails where a page is stale. What a role gets is asked of the
-composites with real nodes; the roles an operator takes are those of the table of cases (tests/cases.py).
+composites with real nodes; the page of operators is `operator_table.py`'s.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import inspect
 import math
 import sys
 from collections.abc import Iterator
@@ -20,22 +18,16 @@ import onnx
 from onnx import parser
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tools"))
 
-from cases import CASES  # noqa: E402
+from operator_table import NOTE, active_nodes, operators_page, table  # noqa: E402
 
 from onnx_explain import METHODS, Composite, Method  # noqa: E402
-from onnx_explain.errors import MethodError, UnsupportedOperator  # noqa: E402
-from onnx_explain.ir.canonicalize import canonicalize  # noqa: E402
-from onnx_explain.ir.model import load  # noqa: E402
-from onnx_explain.ir.seen import MOST  # noqa: E402
+from onnx_explain.errors import MethodError  # noqa: E402
 from onnx_explain.ir.view import Operation  # noqa: E402
 from onnx_explain.methods import ALIASES, FAMILIES  # noqa: E402
-from onnx_explain.operators import NO_RELEVANCE, ROOMS, find  # noqa: E402
-from onnx_explain.operators.roles import Linear, Role  # noqa: E402
+from onnx_explain.operators.roles import Role  # noqa: E402
 from onnx_explain.rules import lrp  # noqa: E402
-
-NOTE = "<!-- written by tools/tables.py; do not edit -->\n\n"
 
 # ------------------------------------------------------------------------------------------- words
 
@@ -131,45 +123,6 @@ OTHER_RULES = {
     "ratio": "means: x ⊙ Lᵀ(R ⊘ y), sums: x_k·(R ⊘ y); by magnitude where operands may cancel; evenly where all are zero",
 }
 
-# operators a reader may look for; those that have a room by now are left out of the page
-WANTED = [
-    "Attention",
-    "Col2Im",
-    "ConvInteger",
-    "CumSum",
-    "DeformConv",
-    "DequantizeLinear",
-    "DFT",
-    "Einsum",
-    "GridSample",
-    "GroupNormalization",
-    "LpNormalization",
-    "LpPool",
-    "MatMulInteger",
-    "MaxRoiPool",
-    "MaxUnpool",
-    "OptionalGetElement",
-    "QLinearConv",
-    "QLinearMatMul",
-    "QuantizeLinear",
-    "ReduceL1",
-    "ReduceLogSum",
-    "ReduceLogSumExp",
-    "ReduceProd",
-    "ReduceSumSquare",
-    "RoiAlign",
-    "RotaryEmbedding",
-    "STFT",
-    "ScatterElements",
-    "ScatterND",
-    "SequenceAt",
-    "TopK",
-    "Trilu",
-]
-
-SIGNS = {"any": "", "nonnegative": "≥ 0", "inherits": "as operands", "floored": "as its lower bound"}
-ROLES = ("Linear", "Sum", "Product", "Pointwise", "Selection", "Rearrangement", "Normalization")
-
 # ------------------------------------------------------------------------------------------- prose
 
 UNDER_DEFAULTS = """\
@@ -194,28 +147,6 @@ artificial neural networks" (WO 2016/150472, filed 2015-03-20), granted among ot
 and CA 2979579. The licence of this project gives no rights to them. Whether they reach to RAP, excitation backprop or
 deep Taylor decomposition is open. The gradient family is not covered. This is a notice, not legal advice: ask a lawyer
 before commercial use."""
-
-ROOMS_SAY = """\
-An operator's *room* says what it is; its role decides which rule of a method serves it ([methods.md](methods.md)). From
-the register `onnx_explain.operators.ROOMS`, with the roles that the operator takes in the table of cases,
-`tests/cases.py`. Models of older opsets are brought to opset 18 first; newer ones stay as they are. *Sign*: what is known
-of the result without looking at numbers (*as operands*: ≥ 0 where they all are); rules use it to leave out work.
-`onnx-explain check MODEL` tells for a model of yours."""
-
-REFUSED = """\
-An operator without a room is refused (`UnsupportedOperator`) where it lies between an explained input and the target;
-elsewhere it does not matter."""
-
-WRITTEN_OUT = """\
-`LSTM`, `GRU` and `RNN` have no room of their own: canonical form writes them as one product of all time steps, then the
-steps one by one, named `<layer>/<direction>/<step>/…` (`onnx_explain/ir/recurrent.py`). Every direction, layout, activation,
-`clip`, `input_forget`, `linear_before_reset`, initial states and lengths. Their gates weigh the signal: no LRP rule gives
-them relevance. Refused on the way, and left alone elsewhere: peepholes that are not zero, a sequence length that is not known
-(`--input-shape` tells it), more than {most:,} nodes in one layer.
-
-`If`, `Loop` and `Scan` are written out where they do not depend on the data: a condition, a number of rounds or a length
-that the file states or that follows from the input's shapes, up to {most:,} nodes for all loops of a model
-(`onnx_explain/ir/straighten.py`). What depends on the data is refused on the way, and left alone elsewhere."""
 
 # ------------------------------------------------------------------------------------------- nodes to ask with
 
@@ -269,26 +200,6 @@ def sample_nodes() -> dict[str, tuple[Operation, Role]]:
         model.graph.initializer.append(onnx.helper.make_tensor(name, onnx.TensorProto.FLOAT, shape, [0.5] * size))
     del model.graph.value_info[:]
     return {operation.y.name or "": (operation, role) for operation, role in active_nodes(model)}
-
-
-def active_nodes(model: onnx.ModelProto, inputs: set[str] | None = None) -> Iterator[tuple[Operation, Role]]:
-    """Every operation that depends on an input, with its role; without those that have none or are refused."""
-    graph = canonicalize(load(model).model).graph
-    live = {id(v) for v in graph.inputs if inputs is None or v.name in inputs}
-    version = graph.opset_imports.get("", 0)
-    for node in graph:
-        active = frozenset(i for i, v in enumerate(node.inputs) if v is not None and id(v) in live)
-        if not active:
-            continue
-        live.update(id(v) for v in node.outputs if v.dtype is None or v.dtype.is_floating_point())
-        operation = Operation.of(node, active, version)
-        found = find(operation)
-        if found is None:
-            continue
-        try:
-            yield operation, found.role(operation)
-        except UnsupportedOperator:
-            continue
 
 
 # ------------------------------------------------------------------------------------------- methods
@@ -450,121 +361,6 @@ def _notes() -> str:
         "Guided backprop and DeconvNet treat Relu and Clip with lower bound 0; other activations are differentiated."
     )
     return " ".join(notes)
-
-
-# ------------------------------------------------------------------------------------------- operators
-
-
-def operators_page() -> str:
-    """docs/operators.md."""
-    seen = roles_in_cases()
-    parts = [
-        "# Operators",
-        NOTE.strip(),
-        ROOMS_SAY,
-    ]
-    for role in ROLES:
-        names = [
-            op for domain, op in sorted(ROOMS) if domain == "" and any(name == role for name, _ in seen.get(op, ()))
-        ]
-        told = [op for op in names if meaning(op)]
-        rows = [(f"`{op}`", _kinds(seen[op], role), meaning(op), SIGNS[ROOMS["", op].sign]) for op in told]
-        heads = ("operator", "kind", "what it does", "sign")
-        drop = 1 if role != "Linear" else None
-        parts += [f"## {role}", table(_without(heads, drop), [_without(row, drop) for row in rows])]
-        if len(told) < len(names):
-            plain = (
-                f"`{op}`{' (≥ 0)' if ROOMS['', op].sign == 'nonnegative' else ''}" for op in names if op not in told
-            )
-            parts.append(f"And, by their names: {', '.join(plain)}.")
-    parts += [
-        "## No relevance",
-        "Integers, comparisons, random numbers, constants: relevance stops there by nature, and is not needed behind them.\n\n"
-        + ", ".join(f"`{name}`" for name in sorted(NO_RELEVANCE))
-        + "; `Cast` and `CastLike` from or to integers.",
-        "## Recurrences and control flow",
-        WRITTEN_OUT.format(most=MOST),
-        "## Refused",
-        f"{REFUSED} Among those: {', '.join(f'`{name}`' for name in WANTED if ('', name) not in ROOMS)}; "
-        "every operator of another domain (`com.microsoft`, `ai.onnx.ml`, …). A model's own functions are inlined first.",
-        "These forms of operators with a room are refused too:",
-        table(("operator", "form"), refusals()),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-@cache
-def roles_in_cases() -> dict[str, frozenset[tuple[str, str]]]:
-    """(role, kind) of every operator, as met in the table of cases."""
-    found: dict[str, set[tuple[str, str]]] = {}
-    for case in CASES:
-        for operation, role in active_nodes(case.build(), set(case.inputs)):
-            kind = role.kind if isinstance(role, Linear) else ""
-            found.setdefault(operation.op_type, set()).add((type(role).__name__, kind))
-    return {op_type: frozenset(roles) for op_type, roles in found.items()}
-
-
-def _without(cells: tuple[str, ...], index: int | None) -> tuple[str, ...]:
-    return tuple(cell for i, cell in enumerate(cells) if i != index)
-
-
-def _kinds(roles: frozenset[tuple[str, str]], role: str) -> str:
-    return ", ".join(sorted(kind for name, kind in roles if name == role))
-
-
-def meaning(op_type: str) -> str:
-    """The first sentence of the room."""
-    return first_sentences(ROOMS["", op_type].role)
-
-
-def refusals() -> list[tuple[str, str]]:
-    """What rooms refuse, read off their source."""
-    found: dict[str, set[str]] = {}
-    for path in sorted((ROOT / "onnx_explain" / "operators").glob("*.py")):
-        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(function, ast.FunctionDef):
-                served = _served(path.stem, function.name)
-                for message in _raised(function):
-                    found.setdefault(message, set()).update(served)
-    return sorted((", ".join(f"`{op}`" for op in sorted(served)), message) for message, served in found.items())
-
-
-def _served(module: str, function: str) -> set[str]:
-    """The operators a function of `operators/` serves: those whose room it is, else those of its module."""
-    rooms = {
-        op: r.role for (domain, op), r in ROOMS.items() if domain == "" and r.role.__module__.endswith(f".{module}")
-    }
-    return {op for op, role in rooms.items() if role.__name__ == function} or set(rooms)
-
-
-def _raised(function: ast.FunctionDef) -> Iterator[str]:
-    for node in ast.walk(function):
-        if (
-            isinstance(node, ast.Raise)
-            and isinstance(node.exc, ast.Call)
-            and ast.unparse(node.exc.func) == "UnsupportedOperator"
-        ):
-            text = node.exc.args[0]
-            pieces = text.values if isinstance(text, ast.JoinedStr) else [text]
-            yield "".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in pieces).removeprefix("…: ")
-
-
-# ------------------------------------------------------------------------------------------- text
-
-
-def first_sentences(thing: Any) -> str:
-    """The first paragraph of a docstring, on one line, without references to the specification."""
-    text = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split()).replace("``", "`")
-    head, colon, rest = text.partition(": ")
-    if head.startswith("§"):
-        text = rest if colon else ""
-    return text
-
-
-def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    lines = [heads, tuple("---" for _ in heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 PAGES = {"methods.md": methods_page, "operators.md": operators_page}

@@ -27,6 +27,7 @@ from onnx_explain.ir.light import without_weights
 from onnx_explain.ir.model import first_line
 from onnx_explain.ir.recognise import recognise
 from onnx_explain.ir.seen import Seen
+from onnx_explain.ir.sequences import resolve_sequences
 from onnx_explain.ir.straighten import straighten
 from onnx_explain.ir.unfuse import unfuse
 
@@ -54,6 +55,7 @@ def canonicalize(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     _convert(model)
     _lift(model)
     straighten(model, look)
+    resolve_sequences(model)
     unfuse(model, look)
     in_single(model)
     _say_defaults(model)

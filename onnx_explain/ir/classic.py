@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import onnx_ir as ir
 
 from onnx_explain.ir.unfuse import CLASSIC, Results, Writer, fused, refused, unshaped
 from onnx_explain.ir.view import Operation, Value
@@ -62,6 +63,7 @@ def _linear_classifier(op: Writer, node: Operation) -> Results:
         place, both = op.ArgMax(scores, axis=-1, keepdims=0), _transformed(op, node, scores)
     named = {"value_strings": list(strings)} if strings else {"value_ints": [int(v) for v in labels]}
     table = op.emit("Constant", [], named)[0]
+    table.dtype = ir.DataType.STRING if strings else ir.DataType.INT64
     return [op.Gather(table, place, axis=0), both]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from onnx_explain.ir import apart, integers, unfuse
+from onnx_explain.ir import apart, integers, sequences, unfuse
 from onnx_explain.ir.view import Operation
 from onnx_explain.operators.roles import ROOMS
 
@@ -18,8 +18,6 @@ OPSET = 24  # of domain ai.onnx; newer operators are refused unless they have a 
 DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview.training")
 _TRAINING = "it trains a network; explain the trained one"
 _LOSS = "it is a training loss; explain the scores before it"
-_SEQUENCE = "it works on a sequence of tensors whose length or place is not known before the model runs"
-_OPTIONAL = "whether its operand is there is not known before the model runs"
 _TREES = "trees are step functions: their gradient is zero, and no rule of these methods speaks of them"
 _KERNEL = "a kernel machine compares with stored samples, which no rule here covers"
 
@@ -28,15 +26,7 @@ NOT_SUPPORTED: dict[tuple[str, str], str] = {
     ("", "MaxRoiPool"): "its regions are rounded to whole pixels while it runs; export it as RoiAlign",
     ("", "NegativeLogLikelihoodLoss"): _LOSS,
     ("", "SoftmaxCrossEntropyLoss"): _LOSS,
-    ("", "Optional"): _OPTIONAL,
-    ("", "OptionalGetElement"): _OPTIONAL,
-    ("", "ConcatFromSequence"): _SEQUENCE,
-    ("", "SequenceAt"): _SEQUENCE,
-    ("", "SequenceConstruct"): _SEQUENCE,
-    ("", "SequenceErase"): _SEQUENCE,
-    ("", "SequenceInsert"): _SEQUENCE,
-    ("", "SequenceMap"): _SEQUENCE,
-    ("", "SplitToSequence"): _SEQUENCE,
+    ("", "SequenceMap"): "its body runs once per tensor of a sequence; export it without the sequence",
     ("ai.onnx.ml", "SVMClassifier"): _KERNEL,
     ("ai.onnx.ml", "SVMRegressor"): _KERNEL,
     ("ai.onnx.ml", "TreeEnsemble"): _TREES,
@@ -49,6 +39,16 @@ NOT_SUPPORTED: dict[tuple[str, str], str] = {
     ("ai.onnx.preview.training", "Momentum"): _TRAINING,
 }
 CONVERTED = ("Scatter", "Upsample")  # by ONNX's own conversion to opset 18
+LEFT = {  # why a use of an operator is refused that canonical form could not write with others
+    **dict.fromkeys(
+        (t for t in sequences.HANDLERS if "Sequence" in t),
+        "it works on a sequence of tensors whose length or place is not known before the model runs",
+    ),
+    **dict.fromkeys(
+        (t for t in sequences.HANDLERS if "Optional" in t),
+        "whether its operand is there is not known before the model runs",
+    ),
+}
 STRAIGHTENED = ("If", "Loop", "Scan")  # written out where they do not depend on the data
 
 
@@ -57,7 +57,8 @@ def written_out() -> frozenset[tuple[str, str]]:
     unfuse.register()
     apart.fill()
     integer = {*integers.MEANINGS, *(("", t) for t in integers.PRODUCTS)}
-    own = {("", t) for t in (*apart.APART, *CONVERTED, *STRAIGHTENED)}
+    held = (t for t in sequences.HANDLERS if ("", t) not in ROOMS)
+    own = {("", t) for t in (*apart.APART, *CONVERTED, *STRAIGHTENED, *held)}
     return frozenset({*unfuse.EXPANSIONS, *integer, *own})
 
 
@@ -69,14 +70,15 @@ def standing(domain: str, op_type: str) -> Standing | None:
         return "supported"
     if room is not None:
         return "no relevance"
-    return "not supported" if reason(*key) is not None else None
+    return "not supported" if key in NOT_SUPPORTED else None
 
 
 def reason(domain: str, op_type: str) -> str | None:
     """Why an operator is not supported, as half a sentence; None where nothing is known of it."""
     if domain == unfuse.MICROSOFT:
         return unfuse.REFUSED.get(op_type)
-    return NOT_SUPPORTED.get(("" if domain == "ai.onnx" else domain, op_type))
+    key = ("" if domain == "ai.onnx" else domain, op_type)
+    return NOT_SUPPORTED.get(key) or (LEFT.get(op_type) if key[0] == "" else None)
 
 
 def because(node: Operation) -> str:
