@@ -20,6 +20,7 @@ from onnx_ir.passes import common as passes
 
 from onnx_explain.errors import InputError, ModelError, UnsupportedOperator, suggest
 from onnx_explain.ir.apart import take_apart
+from onnx_explain.ir.classic import REFUSED
 from onnx_explain.ir.dequantise import join, lay_apart
 from onnx_explain.ir.emit import set_dtype
 from onnx_explain.ir.halves import in_single
@@ -29,7 +30,8 @@ from onnx_explain.ir.recognise import recognise
 from onnx_explain.ir.seen import Seen
 from onnx_explain.ir.sequences import resolve_sequences
 from onnx_explain.ir.straighten import straighten
-from onnx_explain.ir.unfuse import unfuse
+from onnx_explain.ir.unfuse import CLASSIC, unfuse
+from onnx_explain.ir.view import Operation
 
 OPSET = 18  # the lowest opset with axes as inputs, Split's num_outputs and ScatterElements' additions
 GIANT = 16 << 30  # bytes of one tensor for one sample
@@ -126,6 +128,9 @@ def _convert(model: ir.Model) -> None:
     if model.graph.opset_imports.get("") != OPSET:
         foreign = next((n for n in model.graph if n.domain not in ("", "ai.onnx")), None)
         if foreign is not None:
+            why = REFUSED.get(foreign.op_type) if foreign.domain == CLASSIC else None
+            if why is not None:
+                raise UnsupportedOperator(f"{Operation.of(foreign).where}: cannot be passed: {why}.")
             raise UnsupportedOperator(
                 f"node {foreign.name or foreign.outputs[0].name!r} ({foreign.domain}.{foreign.op_type}): an operator of domain "
                 f"{foreign.domain!r} has no room here, nor a version to bring it to; export the model with standard ONNX operators."

@@ -15,6 +15,16 @@ from onnx_explain.ir.unfuse import CLASSIC, Results, Writer, fused, refused, uns
 from onnx_explain.ir.view import Operation, Value
 
 _FLOAT = 1
+_TREES = "trees are step functions: their gradient is zero, and no rule of these methods speaks of them"
+_KERNEL = "a kernel machine compares with stored samples, which no rule here covers"
+REFUSED = {
+    "SVMClassifier": _KERNEL,
+    "SVMRegressor": _KERNEL,
+    "TreeEnsemble": _TREES,
+    "TreeEnsembleClassifier": _TREES,
+    "TreeEnsembleRegressor": _TREES,
+    "ZipMap": "its result is a map from names to scores; explain the tensor of scores before it",
+}
 
 
 def _floats(op: Writer, node: Operation, name: str) -> Value:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from onnx_explain.ir import apart, integers, sequences, unfuse
+from onnx_explain.ir import apart, classic, integers, sequences, unfuse
 from onnx_explain.ir.view import Operation
 from onnx_explain.operators.roles import ROOMS
 
@@ -18,8 +18,6 @@ OPSET = 24  # of domain ai.onnx; newer operators are refused unless they have a 
 DOMAINS = ("", "ai.onnx.ml", "ai.onnx.preview.training")
 _TRAINING = "it trains a network; explain the trained one"
 _LOSS = "it is a training loss; explain the scores before it"
-_TREES = "trees are step functions: their gradient is zero, and no rule of these methods speaks of them"
-_KERNEL = "a kernel machine compares with stored samples, which no rule here covers"
 
 NOT_SUPPORTED: dict[tuple[str, str], str] = {
     ("", "Det"): "its gradient needs an inverse matrix, which ONNX has no operator for",
@@ -27,12 +25,7 @@ NOT_SUPPORTED: dict[tuple[str, str], str] = {
     ("", "NegativeLogLikelihoodLoss"): _LOSS,
     ("", "SoftmaxCrossEntropyLoss"): _LOSS,
     ("", "SequenceMap"): "its body runs once per tensor of a sequence; export it without the sequence",
-    ("ai.onnx.ml", "SVMClassifier"): _KERNEL,
-    ("ai.onnx.ml", "SVMRegressor"): _KERNEL,
-    ("ai.onnx.ml", "TreeEnsemble"): _TREES,
-    ("ai.onnx.ml", "TreeEnsembleClassifier"): _TREES,
-    ("ai.onnx.ml", "TreeEnsembleRegressor"): _TREES,
-    ("ai.onnx.ml", "ZipMap"): "its result is a map from names to scores; explain the tensor of scores before it",
+    **{(unfuse.CLASSIC, op_type): why for op_type, why in classic.REFUSED.items()},
     ("ai.onnx.preview.training", "Adagrad"): _TRAINING,
     ("ai.onnx.preview.training", "Adam"): _TRAINING,
     ("ai.onnx.preview.training", "Gradient"): _TRAINING,

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnx_explain.embedded import is_float
 from onnx_explain.errors import InputError, MethodError, TargetError, UnsupportedOperator, suggest
+from onnx_explain.ir import unfuse
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.splice import Twin
 from onnx_explain.ir.view import Operation, Value, dims, rank, shape_text
@@ -55,7 +56,8 @@ def plan(model: ir.Model, composite: Composite, options: Options) -> tuple[list[
             links.append(Link(operation, role_of(operation)))
         except UnsupportedOperator as error:
             missing.append(operation.name)
-            reasons[operation.name] = reason(operation.domain, operation.op_type) or str(error)
+            found = reason(operation.domain, operation.op_type) or unfuse.reason(operation)
+            reasons[operation.name] = found or str(error)
     if not missing:
         return list(build(model, composite, replace(options, accounting=False)).rows), []
     known = {link.operation.name: link for link in positions(links, composite)}
