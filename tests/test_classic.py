@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnx_explain import Explainer, UnsupportedOperator
 from onnx_explain.backends.onnx import lower
+from onnx_explain.ir import unfuse
 from onnx_explain.ir.canonicalize import canonicalize
 from onnx_explain.ir.model import load
 
@@ -59,8 +61,6 @@ def run(proto: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
 @pytest.mark.parametrize("op, said, x", TABLE)
 @pytest.mark.parametrize("opset", [12, 17])
 def test_the_primitives_compute_what_the_kernel_does(op: str, said: dict[str, Any], x: np.ndarray, opset: int) -> None:
-    import onnx_ir as ir
-
     proto = model(op, said, opset)
     canonical = canonicalize(load(proto).model)
     assert {node.domain for node in canonical.graph} == {""}
@@ -69,6 +69,27 @@ def test_the_primitives_compute_what_the_kernel_does(op: str, said: dict[str, An
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
         else:
             assert ours.tolist() == theirs.tolist()
+
+
+def picked(x: np.ndarray) -> tuple[onnx.ModelProto, np.ndarray]:
+    """Columns of x by ArrayFeatureExtractor."""
+    node = helper.make_node("ArrayFeatureExtractor", ["x", "i"], ["y"], domain="ai.onnx.ml")
+    proto = model("Scaler", {})
+    proto.graph.node[0].CopyFrom(node)
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([1, 0, 1]), "i"))
+    return proto, x[:, [1, 0, 1]]
+
+
+def test_columns_are_picked() -> None:
+    proto, expected = picked(X)
+    np.testing.assert_array_equal(run(ir.to_proto(lower(canonicalize(load(proto).model))), X)[0], expected)
+    assert Explainer(proto, method="gradient")(X[:1], target=2).relevance["x"].tolist() == [[0.0, 1.0]]
+
+
+def test_every_operator_that_is_written_out_is_tested_here() -> None:
+    unfuse.register()
+    tested = {op for op, _, _ in TABLE} | {"ArrayFeatureExtractor"}
+    assert tested == {op for domain, op in unfuse.EXPANSIONS if domain == unfuse.CLASSIC}
 
 
 def test_a_linear_classifier_is_explained_by_its_coefficients() -> None:
