@@ -27,7 +27,7 @@ from onnx_explain import Explainer
 from onnx_explain.errors import ExplainError, UnsupportedOperator
 from onnx_explain.ir.canonicalize import canonicalize
 from onnx_explain.ir.spell import spell_out
-from onnx_explain.ir.unfuse import EXPANSIONS
+from onnx_explain.ir.unfuse import CLASSIC, EXPANSIONS
 from onnx_explain.ir.unfuse import REFUSED as UNCOVERED
 
 Array = npt.NDArray[Any]
