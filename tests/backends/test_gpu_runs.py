@@ -256,3 +256,17 @@ def test_without_a_gpu_cuda_is_refused_and_auto_says_so(monkeypatch: pytest.Monk
         Explainer(network(), "gradient", device="cuda")
     explanation = Explainer(network(), "gradient", device="auto")(pictures())
     assert explanation.notes == ("This ran on the CPU. There is no usable GPU: no NVIDIA driver is installed.",)
+
+
+@pytest.mark.parametrize("method", ["gradient", "lrp-epsilon-plus"])
+def test_a_computed_target_is_explained_as_on_the_cpu(gpu: FakeGpu, method: str) -> None:
+    x, target = pictures(), "y[:,2] - y.where(y < 9).max()/2"
+    wanted = Explainer(network(), method, threads=1)(x, target=target)
+    explainer = Explainer(network(), method, device="cuda")
+    found = explainer(x, target=target)
+    close(found.relevance["x"], wanted.relevance["x"])
+    np.testing.assert_allclose(found.target.score, wanted.target.score, rtol=1e-5)
+    assert found.target.sure is not None
+    assert found.target.sure.all()
+    there = explainer.on_device(x, target=target)["x"]
+    assert there.__cuda_array_interface__["shape"] == x.shape

@@ -135,3 +135,26 @@ def test_labels_come_before_presets_and_expressions() -> None:
         arguments.aims(["dgo"], LABELS)
     with pytest.raises(TargetError, match="Did you mean 'dog'"):
         arguments.aims(["yolo:dgo"], LABELS)
+
+
+@pytest.mark.parametrize(
+    "names", ["{0: 'cat', 1: 'dog', 2: \"driver's seat\"}", '{"0": "cat", "1": "dog", "2": "driver\'s seat"}']
+)
+def test_class_names_that_a_detector_was_exported_with_are_labels(place: Path, names: str) -> None:
+    proto = onnx.load("net.onnx")
+    onnx.helper.set_model_props(proto, {"names": names})
+    onnx.save(proto, "named.onnx")
+    found = json.loads(
+        run("explain", "named.onnx", "pictures/p0.png", "-m", "gradient", "-t", "yolo:driver's seat", "--json").stdout
+    )
+    assert found["results"][0]["label"] == "driver's seat"
+    assert found["results"][0]["target"] == "yolo:2"
+
+
+@pytest.mark.parametrize("names", ["{0: 'cat', 2: 'dog'}", "person", "{", "{0: }"])
+def test_names_that_are_no_list_of_classes_are_none(place: Path, names: str) -> None:
+    proto = onnx.load("net.onnx")
+    onnx.helper.set_model_props(proto, {"names": names})
+    onnx.save(proto, "named.onnx")
+    said = run("explain", "named.onnx", "pictures/p0.png", "-m", "gradient", "-t", "yolo:dog", code=2).stderr
+    assert "There is no label 'dog'" in said
