@@ -35,3 +35,29 @@ def test_entries_that_a_branch_picks_are_explained_in_both_precisions(backend: s
     e = Explainer(parser.parse_model(PICKED), method="gradient", backend=backend)(X)
     assert e.relevance["x"].tolist() == [[0.0, 7.0, 0.0, 0.0, 0.0]]
     assert np.allclose(e.outputs["y"], [12.25, 9.0, 10.5625])
+
+
+# tokens before samples, as attention written for sequences first has them; the biases absorb relevance there
+TOKENS_FIRST = """<ir_version: 8, opset_import: ["" : 18]>
+sequence (float[N,3,2] x) => (float[N,2] y)
+<float[2,2] w = {1.0, -2.0, 3.0, 0.5}, float[2] b = {0.3, -0.7}, int64[3] heads = {3, -1, 1}, int64[1] front = {0}> {
+    first = Transpose <perm=[1,0,2]> (x)
+    mixed = MatMul (first, w)
+    moved = Add (mixed, b)
+    active = Relu (moved)
+    apart = Reshape (active, heads)
+    open = Sigmoid (apart)
+    gated = Mul (apart, open)
+    whole = Shape (moved)
+    back = Reshape (gated, whole)
+    y = ReduceSum <keepdims=0> (back, front)
+}"""
+
+
+def test_what_is_absorbed_belongs_to_its_sample_wherever_the_batch_lies() -> None:
+    x = np.random.default_rng(3).standard_normal((4, 3, 2)).astype(np.float32)
+    explain = Explainer(parser.parse_model(TOKENS_FIRST), method="lrp-epsilon")
+    together, alone = explain(x, 1), [explain(x[i : i + 1], 1) for i in range(len(x))]
+    assert np.allclose(together.absorbed, [float(e.absorbed[0]) for e in alone], atol=1e-5)
+    assert together.conservation.max() < 1e-5
+    assert np.abs(together.absorbed).max() > 0.1

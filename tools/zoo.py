@@ -19,6 +19,7 @@ from typing import Any
 from bench_cpu import environment, markdown, show, write_report
 from zoo_measure import ADDS_UP, GRADIENT, OUTPUT
 
+CONFIRMED = 0.05  # of the distance between ours and torch's, by which finite differences may be off
 TOOLS = Path(__file__).parent
 EXPORTERS = ("torchscript", "dynamo")
 LIST = (
@@ -179,6 +180,8 @@ def gradient_cell(g: Row) -> str:
         if g.get(key, 1.0) <= GRADIENT:
             noise = f" (float32: {g['error']:.0e}, torch's own {g.get('own', 0.0):.0e})"
             return f"{g[key]:.0e}{kind}" + (noise if kind else "")
+    if g.get("file's own", 1.0) <= CONFIRMED:
+        return f"the file's own ({g['error']:.0e} from torch's)"
     return f"{g['error']:.0e} MISSED"
 
 
@@ -210,10 +213,12 @@ def summary(records: Sequence[Row]) -> str:
         gradients = sum(
             "error" in r.get("gradient", {}) and "MISSED" not in gradient_cell(r["gradient"]) for r in files
         )
+        others = sum("the file's own" in gradient_cell(r.get("gradient", {})) for r in files)
         methods = [r.get(m) for r in files for m in r["methods"]]
         adding = sum(relevance_cell(m)[:1].isdigit() and "MISSED" not in relevance_cell(m) for m in methods)
         lines.append(
-            f"{task[0]}, {task[1]}: {len(own)} exports tried, {len(files)} files; gradient equal in {gradients} of {len(files)}; "
+            f"{task[0]}, {task[1]}: {len(own)} exports tried, {len(files)} files; "
+            f"gradient right in {gradients} of {len(files)} (in {others} of these by finite differences of the file); "
             f"relevance runs and adds up in {adding} of {len(methods)}."
         )
     return "\n\n".join(lines) + "\n"

@@ -85,19 +85,36 @@ class Walk:
     def per_sample(self, value: Value) -> Value:
         """The sum over each sample: [N]; of all, [1], where they are not kept apart."""
         op, source = self.op, self.setting.source
-        n = rank(value)
+        n, axis = rank(value), self._batch_axis(value)
         if not self.setting.apart:
             return op.Reshape(op.ReduceSum(value, keepdims=0), op.ints(1))
         if n == 0:
             return op.Reshape(value, op.ints(1))
         first = source.shape
         batch = str(first[0]) if first is not None and len(first) else "1"
-        if value.shape is not None and str(value.shape[0]) == batch:
-            return op.ReduceSum(value, op.ints(*range(1, n)), keepdims=0) if n > 1 else value
+        others = [a for a in range(n) if a != axis]
+        along = str(value.shape[axis]) if value.shape is not None else ""
+        if along == batch or axis > 0:
+            value = op.ReduceSum(value, op.ints(*others), keepdims=0) if others else value
+            if along == batch:
+                return value
         count = dims(source)[0] if rank(source) else 1
         size = op.ints(count) if count is not None else op.Shape(source, start=0, end=1)
         flat = op.Reshape(value, op.Concat(size, op.ints(-1), axis=0))
         return op.ReduceSum(flat, op.ints(1), keepdims=0)
+
+    def _batch_axis(self, value: Value) -> int:
+        """The axis that counts the samples, alone or as the outer part of it: ``N`` or ``N*8`` where the batch is open.
+
+        Of a fixed batch, the first of its size; 0 where there is none.
+        """
+        first = self.setting.source.shape
+        if value.shape is None or first is None or not len(first):
+            return 0
+        batch, sizes = str(first[0]), [str(d) for d in value.shape]
+        if batch in sizes:
+            return sizes.index(batch)
+        return next((a for a, d in enumerate(sizes) if d.startswith(f"{batch}*")), 0)
 
     def lost(self, score: Value) -> Value:
         """All that was absorbed, per sample: [N]."""
