@@ -16,7 +16,7 @@ from onnx_explain import feeds
 from onnx_explain.backends.onnx import Session, lower
 from onnx_explain.errors import ModelError, VerificationError
 from onnx_explain.explanation import plain_option
-from onnx_explain.ir.model import Loaded, serialise
+from onnx_explain.ir.model import Loaded
 from onnx_explain.ir.unfuse import MICROSOFT
 from onnx_explain.relevance import RelevanceGraph
 from onnx_explain.version import __version__
@@ -59,11 +59,11 @@ def describe(
 
 
 def verify(
-    explained: bytes | Path, graph: RelevanceGraph, source: Loaded, canonical: ir.Model, threads: int | None
+    explained: ir.Model | Path, graph: RelevanceGraph, source: Loaded, canonical: ir.Model, threads: int | None
 ) -> None:
     """Run the explained model and the original on noise; VerificationError where a prediction differs or a map is NaN."""
     fed = feeds.noise(canonical)
-    original = str(source.path) if source.path is not None else serialise(source.model)
+    original = str(source.path) if source.path is not None else source.model
     # ONNX Runtime fuses int8 activations into other kernels where each has one reader, and a backward pass reads them too:
     # the two files are compared as they are written
     optimised = not any(node.op_type == "QuantizeLinear" for node in source.model.graph)

@@ -39,7 +39,8 @@ from onnx_explain.files import draft, target_path
 from onnx_explain.ir import composite as composites
 from onnx_explain.ir.canonicalize import Shapes, canonicalize
 from onnx_explain.ir.fold import fold_constants
-from onnx_explain.ir.model import Source, load, serialise, write
+from onnx_explain.ir.message import message, too_large, write
+from onnx_explain.ir.model import Source, load
 from onnx_explain.methods import Composite, Seed, resolve
 from onnx_explain.methods.ensemble import Ensemble
 from onnx_explain.methods.perturbation import Perturbation
@@ -387,7 +388,8 @@ class Explainer(_Explains):
         functions: keep composites as ONNX functions instead of expanding them. fold: store derived weights (w⁺, flipped w)
         instead of letting the runtime fold them on load. keep: tensors whose relevance becomes an output. check: run the
         file and the original on noise and compare; VerificationError, and no file, where they differ by more than 1e-5
-        of the largest value. Returns the model; writes nothing where `path` is None.
+        of the largest value. Returns the model (of one of more than 2 GB, without the weights in ``<path>.data``); writes
+        nothing where `path` is None.
 
         Raises OutputError where `path` cannot be written or is one of the source's own files, TargetError, and MethodError
         for a method that is not one graph.
@@ -411,14 +413,15 @@ class Explainer(_Explains):
             expression=None if spot.aimed is None else spot.aimed.text,
         )
         if place is None:
+            told = message(model)
             if check:
-                conversion.verify(serialise(model), graph, prepared.source, canonical, threads)
-        else:
-            with draft(place) as whole:
-                write(model, whole)
-                if check:
-                    conversion.verify(whole, graph, prepared.source, canonical, threads)
-        return ir.to_proto(model)
+                conversion.verify(model, graph, prepared.source, canonical, threads)
+            return told
+        with draft(place) as whole:
+            write(model, whole)
+            if check:
+                conversion.verify(whole, graph, prepared.source, canonical, threads)
+        return onnx.load(place, load_external_data=False) if too_large(model) else message(model)
 
     # -- stages
 
@@ -466,4 +469,4 @@ def build_vjp(model: Source, wrt: Sequence[str] | None = None, outputs: Sequence
             "build_vjp needs at least one input in `wrt` and one output in `outputs`; leave them out for all."
         )
     with foreseen():
-        return ir.to_proto(composites.expand(vector_jacobian(canonical, gradient, chosen, wanted)))
+        return message(composites.expand(vector_jacobian(canonical, gradient, chosen, wanted)))

@@ -23,7 +23,7 @@ from onnx_explain.backends import onnx as backends
 from onnx_explain.backends.reference import Reference
 from onnx_explain.errors import ExplainError, InputError, ModelError
 from onnx_explain.ir.canonicalize import Shapes, canonicalize
-from onnx_explain.ir.model import Loaded, first_line, serialise
+from onnx_explain.ir.model import Loaded, first_line
 from onnx_explain.ir.view import dims
 from onnx_explain.ir.widen import as_float64
 from onnx_explain.relevance import Options, RelevanceGraph
@@ -210,7 +210,7 @@ class Prepared:
                 return gpu.GpuRunner(model, self.device)
             lowered = backends.lower(model)
             if self.device is not None:
-                return gpu.OnDevice(self.device, serialise(lowered))
+                return gpu.OnDevice(self.device, lowered)
         return Reference(lowered) if self.exact else backends.Session(lowered, threads=self.threads)
 
     def built(

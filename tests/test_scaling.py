@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_explain.backends.onnx import lower
 from onnx_explain.ir.canonicalize import canonicalize
-from onnx_explain.ir.model import load, serialise
+from onnx_explain.ir.message import serialise
+from onnx_explain.ir.model import load
 from onnx_explain.methods import Composite, resolve
 from onnx_explain.relevance import Options, build
 

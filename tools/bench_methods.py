@@ -20,7 +20,7 @@ from onnx_explain import Explainer
 from onnx_explain.backends import onnx as plain
 from onnx_explain.backends.gpu import Device, GpuRunner
 from onnx_explain.errors import ExplainError
-from onnx_explain.ir.model import serialise
+from onnx_explain.ir.message import serialise
 
 NETWORKS = ["vgg16:32", "resnet50:64"]
 # the largest acceptable ratio to the plain forward pass

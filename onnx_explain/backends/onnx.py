@@ -11,8 +11,10 @@ import onnx_ir as ir
 
 from onnx_explain.errors import ModelError, RuntimeMissing
 from onnx_explain.ir import composite
-from onnx_explain.ir.model import first_line, serialise
+from onnx_explain.ir.message import carried
+from onnx_explain.ir.model import first_line
 
+_FOLDER = "session.model_external_initializers_file_folder_path"
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -32,6 +34,16 @@ def runtime() -> Any:
             'ONNX Runtime is not installed: `pip install "onnx-explain[cpu]"`, or `"onnx-explain[gpu]"` for an NVIDIA GPU.'
         ) from error
     return onnxruntime
+
+
+def opened(model: ir.Model | bytes | str, options: Any, providers: list[Any]) -> Any:
+    """An `InferenceSession`; it maps weights that lie in data files, as it does with the model's own file."""
+    if not isinstance(model, ir.Model):
+        return runtime().InferenceSession(model, options, providers=providers)
+    with carried(model) as (data, folder):
+        if folder is not None:
+            options.add_session_config_entry(_FOLDER, str(folder))
+        return runtime().InferenceSession(data, options, providers=providers)
 
 
 class Session:
@@ -54,9 +66,8 @@ class Session:
             options.intra_op_num_threads = threads
         if not spinning:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        data = serialise(model) if isinstance(model, ir.Model) else model
         try:
-            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self._session = opened(model, options, ["CPUExecutionProvider"])
         except (
             Exception
         ) as error:  # ONNX Runtime raises a class of its own per status, all direct children of Exception

@@ -31,6 +31,7 @@ from onnx_explain.backends.windows import (
     MaxPool,
     padded,
 )
+from onnx_explain.ir.message import whole
 
 Array = npt.NDArray[Any]
 
@@ -39,7 +40,7 @@ class Reference:
     """A model in ONNX's evaluator with the replacements below: the model's own precision, float64 included."""
 
     def __init__(self, model: ir.Model) -> None:
-        self._evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=list(REPLACED))
+        self._evaluator = ReferenceEvaluator(whole(model), new_ops=list(REPLACED))
         self.outputs = [v.name or "" for v in model.graph.outputs]
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> Arrays:

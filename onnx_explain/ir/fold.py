@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from onnx_explain.ir.message import LIMIT, tensor_message
 
 Evaluate = Callable[[bytes], dict[str, npt.NDArray[Any]]]
 
@@ -33,7 +35,9 @@ def fold_constants(model: ir.Model, evaluate: Evaluate) -> ir.Model:
     wanted = [v for n in nodes for v in n.outputs if any(id(u.node) not in inside for u in v.uses())]
     if not wanted:
         return model
-    arrays = evaluate(_constants_alone(model, nodes, wanted))
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for needed, some in _portions(nodes, wanted):
+        arrays |= evaluate(_constants_alone(model, needed, some))
     for value in wanted:
         array = arrays[value.name or ""]
         tensor = ir.tensor(array, name=f"{value.name}/folded")
@@ -45,6 +49,32 @@ def fold_constants(model: ir.Model, evaluate: Evaluate) -> ir.Model:
     return model
 
 
+def _portions(nodes: Sequence[ir.Node], wanted: Sequence[ir.Value]) -> Iterator[tuple[list[ir.Node], list[ir.Value]]]:
+    """Values to compute together with the nodes they need, so that no portion's operands come near one message's 2 GB."""
+    known = {id(v): n for n in nodes for v in n.outputs}
+    order = {id(n): i for i, n in enumerate(nodes)}
+    needed: dict[int, ir.Node] = {}
+    counted: set[int] = set()
+    size, some = 0, list[ir.Value]()
+    for value in wanted:
+        waiting = [value]
+        while waiting:
+            node = known.get(id(waiting.pop()))
+            if node is None or id(node) in needed:
+                continue
+            needed[id(node)] = node
+            for operand in node.inputs:
+                if operand is not None and operand.const_value is not None:
+                    size += operand.const_value.nbytes if id(operand) not in counted else 0
+                    counted.add(id(operand))
+                elif operand is not None:
+                    waiting.append(operand)
+        some.append(value)
+        if size > LIMIT // 4 or value is wanted[-1]:
+            yield sorted(needed.values(), key=lambda n: order[id(n)]), some
+            needed, counted, size, some = {}, set(), 0, []
+
+
 def _constants_alone(model: ir.Model, nodes: Sequence[ir.Node], wanted: Sequence[ir.Value]) -> bytes:
     """The given nodes as a model without inputs."""
     proto = onnx.ModelProto(ir_version=model.ir_version)
@@ -54,9 +84,7 @@ def _constants_alone(model: ir.Model, nodes: Sequence[ir.Node], wanted: Sequence
     operands = {id(v): v for n in nodes for v in n.inputs if v is not None and v.is_initializer()}
     for value in operands.values():
         if value.const_value is not None:
-            tensor = ir.to_proto(value.const_value)
-            tensor.name = value.name or ""
-            proto.graph.initializer.append(tensor)
+            proto.graph.initializer.append(tensor_message(value.const_value, value.name or ""))
     proto.graph.output.extend(onnx.ValueInfoProto(name=v.name or "") for v in wanted)
     return bytes(proto.SerializeToString())
 

@@ -1,4 +1,8 @@
-"""Reading and writing model files: malformed, truncated and hostile files end here, in one sentence each."""
+"""Reading model files: malformed, truncated and hostile files end here, in one sentence each. Writing is `message`'s affair.
+
+What lies in external data files is mapped into memory, not read: a tensor's bytes come from the disk when somebody looks at
+them, and leave memory again when it is short.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from onnx_explain.errors import ModelError
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
 MOST_NODES = 10_000_000
-LIMIT = 2**31 - 1  # bytes of one protobuf message
+SMALL = 1 << 16  # bytes; smaller external tensors are read: a process may not hold any number of mappings
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,9 @@ def load(source: Source) -> Loaded:
         raise ModelError("A model is given as a path, as bytes or as an onnx.ModelProto; nothing else can be read.")
     path = Path(source)
     data = _read(path)
-    proto = _parse(data, f"{path}")
-    model = _graph(proto, path)
-    return Loaded(model, path, hashlib.sha256(data).hexdigest(), frozenset({path.resolve(), *_data_files(proto, path)}))
+    proto, sha256 = _parse(data, f"{path}"), hashlib.sha256(data).hexdigest()
+    del data  # the weights are in the message now, or in their own files
+    return Loaded(_graph(proto, path), path, sha256, frozenset({path.resolve(), *_data_files(proto, path)}))
 
 
 def _read(path: Path) -> bytes:
@@ -86,7 +90,7 @@ def _graph(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
             f"{where}: names no operator set (`opset_import`), so its operators have no meaning; export it again."
         )
     _check_external(proto, path, where)
-    _check_tensors(proto.graph, where)
+    _check_tensors(proto, where)
     _check_functions(proto, where)
     _check_names(proto.graph, where)
     _check_structure(proto, path, where)
@@ -94,11 +98,32 @@ def _graph(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
         model = ir.from_proto(proto)
         model.graph.sort()  # some exporters write the nodes in another order than they run
         if path is not None:
-            ir.external_data.set_base_dir(model.graph, path.parent)
-            ir.external_data.load_to_model(model)
+            _map_weights(model, path.parent)
     except Exception as error:  # onnx_ir raises many kinds for malformed graphs: all are the file's fault
         raise ModelError(f"{where}: the graph is malformed ({first_line(error)}); export it again.") from error
     return model
+
+
+def _map_weights(model: ir.Model, folder: Path) -> None:
+    """Map what lies in external data files; a mapping outlives the file's name, and onnx_ir checks the path once more."""
+    for graph in model.graphs():
+        ir.external_data.set_base_dir(graph, folder)
+        for value in graph.initializers.values():
+            value.const_value = _mapped(value.const_value)
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                    node.attributes[name] = ir.AttrTensor(name, _mapped(attribute.value) or attribute.value)
+
+
+def _mapped(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    if tensor.nbytes <= SMALL:
+        return ir.external_data.convert_tensors_from_external([tensor])[0]
+    if tensor.dtype.bitwidth >= 8:
+        tensor.numpy()  # a view of the mapping; of packed numbers it would be a copy
+    return tensor
 
 
 def _check_functions(proto: onnx.ModelProto, where: str) -> None:
@@ -147,7 +172,7 @@ def _check_structure(proto: onnx.ModelProto, path: Path | None, where: str) -> N
 
 
 def _data_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
-    entries = [e for t in _tensors(proto.graph) for e in t.external_data if e.key == "location"]
+    entries = [e for t in _tensors(proto) for e in t.external_data if e.key == "location"]
     return [(path.parent / e.value).resolve() for e in entries]
 
 
@@ -161,16 +186,18 @@ def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
     return found
 
 
-def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+def _tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Every tensor of the graph, its sub-graphs and the functions."""
     tensors: list[onnx.TensorProto] = []
-    for part in _graphs(graph):
+    bodies = [_graphs(onnx.GraphProto(node=f.node)) for f in proto.functions]
+    for part in [*_graphs(proto.graph), *(g for body in bodies for g in body)]:
         tensors.extend(part.initializer)
         tensors.extend(a.t for node in part.node for a in node.attribute if a.HasField("t"))
     return tensors
 
 
 def _check_external(proto: onnx.ModelProto, path: Path | None, where: str) -> None:
-    for tensor in _tensors(proto.graph):
+    for tensor in _tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         if path is None:
@@ -219,9 +246,9 @@ def _int(text: str | None, default: int) -> int:
         return -1
 
 
-def _check_tensors(graph: onnx.GraphProto, where: str) -> None:
+def _check_tensors(proto: onnx.ModelProto, where: str) -> None:
     """A tensor whose bytes do not fill its shape would be read past its end, or allocate what was never there."""
-    for tensor in _tensors(graph):
+    for tensor in _tensors(proto):
         count = 1
         for d in tensor.dims:
             if d < 0:
@@ -250,17 +277,3 @@ def first_line(error: BaseException, limit: int = 240) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def write(model: ir.Model, path: Path) -> None:
-    """Write the model to a scratch path; past protobuf's 2 GB its weights go into ``<name>.data`` beside it."""
-    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
-    if sum(t.nbytes for t in tensors) > LIMIT * 0.9:
-        ir.save(model, path, external_data=f"{path.name}.data")
-    else:
-        ir.save(model, path)
-
-
-def serialise(model: ir.Model) -> bytes:
-    """The model as protobuf bytes, for a session."""
-    return bytes(ir.to_proto(model).SerializeToString())

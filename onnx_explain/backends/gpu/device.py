@@ -14,9 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir as ir
 
 from onnx_explain.backends.gpu.arrays import Tensor, borrowed
-from onnx_explain.backends.onnx import Arrays, _told, runtime
+from onnx_explain.backends.onnx import Arrays, _told, opened, runtime
 from onnx_explain.errors import InputError, ModelError, RuntimeMissing
 
 Precision = Literal["tf32", "tf32x3", "ieee", "bf16", "fp16"]
@@ -124,7 +125,7 @@ class Device:
 
     # -- sessions
 
-    def session(self, model: bytes) -> DeviceSession:
+    def session(self, model: ir.Model | bytes) -> DeviceSession:
         """A model in ONNX Runtime on this device's stream."""
         return DeviceSession(self, model)
 
@@ -144,13 +145,13 @@ class Device:
 class DeviceSession:
     """A model whose inputs and outputs are device memory; runs are put on the device's stream."""
 
-    def __init__(self, device: Device, model: bytes) -> None:
+    def __init__(self, device: Device, model: ir.Model | bytes) -> None:
         ort = runtime()
         options = ort.SessionOptions()
         options.log_severity_level = 4
         self._device = device
         try:
-            self._session = ort.InferenceSession(model, options, providers=device.providers)
+            self._session = opened(model, options, device.providers)
         except Exception as error:
             raise _failed("load the model", error) from error
         if device.provider == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
@@ -200,7 +201,7 @@ def _failed(what: str, error: Exception) -> ModelError:
 class OnDevice:
     """A whole model of plain ONNX on the device, behind host arrays: `backend="onnx"` there."""
 
-    def __init__(self, device: Device, model: bytes) -> None:
+    def __init__(self, device: Device, model: ir.Model | bytes) -> None:
         self._device, self._session = device, device.session(model)
         self.outputs = self._session.outputs
 

@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from onnx_explain.backends.gpu.calls import DOMAIN, Call
+from onnx_explain.ir.message import tensor_message
 from onnx_explain.ir.view import Value
 
 
@@ -141,9 +142,7 @@ def _segment(
     graph.node.extend(ir.to_proto(n) for n in nodes)
     for name, value in weights.items():
         if value.const_value is not None:
-            tensor = ir.to_proto(value.const_value)
-            tensor.name = name
-            graph.initializer.append(tensor)
+            graph.initializer.append(tensor_message(value.const_value, name))
     graph.input.extend(_described(v) for v in taken.values())
     graph.output.extend(_described(made[n]) for n in gives)
     proto = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
