@@ -84,7 +84,7 @@ def verify(
 
 
 def _original(
-    original: str | bytes, source: Loaded, canonical: ir.Model, *, threads: int | None, optimised: bool
+    original: str | ir.Model, source: Loaded, canonical: ir.Model, *, threads: int | None, optimised: bool
 ) -> Session:
     """The file itself; its canonical form where it holds a fused operator that this ONNX Runtime has no kernel for."""
     try:
