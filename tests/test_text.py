@@ -65,7 +65,25 @@ def byte_pairs(trim: bool = True) -> Library:
     return library
 
 
-LIBRARIES = {"words": words(), "pieces": pieces(), "bytes": byte_pairs(), "untrimmed bytes": byte_pairs(trim=False)}
+def unigrams() -> Library:
+    library = Library(models.Unigram())
+    library.normalizer, library.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+    library.train_from_iterator(
+        CORPUS,
+        trainers.UnigramTrainer(
+            vocab_size=80, special_tokens=["<unk>", "<pad>"], unk_token="<unk>", show_progress=False
+        ),
+    )
+    return library
+
+
+LIBRARIES = {
+    "words": words(),
+    "unigrams": unigrams(),
+    "pieces": pieces(),
+    "bytes": byte_pairs(),
+    "untrimmed bytes": byte_pairs(trim=False),
+}
 
 
 def spec(name: str, *shape: int | None, dtype: Any = np.int64) -> InputSpec:
