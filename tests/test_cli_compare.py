@@ -76,4 +76,4 @@ def test_what_cannot_be_compared_is_one_sentence(shapes: Path, arguments: tuple[
 
 def test_several_samples_are_not_one_input(shapes: Path) -> None:
     np.save("two.npy", np.zeros((2, 3, 64, 64), np.float32))
-    assert "2 samples" in refusal("compare", "shapes_cnn.onnx", "two.npy", "-m", "rap")
+    assert "several samples" in refusal("compare", "shapes_cnn.onnx", "two.npy", "-m", "rap")
