@@ -361,7 +361,8 @@ class Explainer(_Explains):
         """What every node on the way from target to input gets, and the nodes without a room."""
         spot = self._spot(target, sure=False)
         with foreseen():
-            return plan(spot.prepared.canonical(), composite_of(self._way.procedure), self._asked(self._way, spot))
+            asked, procedure = self._asked(self._way, spot), composite_of(self._way.procedure)
+            return plan(spot.prepared.canonical(), procedure, asked, method=self._way.name)
 
     def build(self, target: Any = None) -> RelevanceGraph:
         """The relevance graph as it would be converted: without reports.

@@ -390,3 +390,13 @@ def test_an_inner_tensor_and_a_residual_beyond_one_are_refused() -> None:
         Explainer(model, "attention-rollout", at="v2")(picture())
     with pytest.raises(MethodError, match="share between 0 and 1"):
         Explainer(model, "attention-rollout", residual=1.5)
+
+
+def test_the_plan_tells_what_the_scores_gradient_passes_down_to_the_lowest_map() -> None:
+    model, net = text_net()
+    rows, missing = Explainer(model, "gradient-rollout").plan()
+    assert missing == []
+    assert {r.rule for r in rows if r.role != "-"} == {"gradient"}
+    assert [r.op_type for r in rows].count("Softmax") == len(net.maps) - 1  # below the lowest map nothing is asked
+    with pytest.raises(MethodError, match="'attention-rollout'"):
+        Explainer(windows(), "attention-rollout").plan()

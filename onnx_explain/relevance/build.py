@@ -43,7 +43,9 @@ from onnx_explain.rules import rollout as rollout_rules
 _GRADIENT = Composite((Assignment(Selector(), gradient.adjoint, "gradient"),))
 
 
-def plan(model: ir.Model, composite: Composite, options: Options) -> tuple[list[Row], list[str]]:
+def plan(
+    model: ir.Model, composite: Composite, options: Options, *, method: str = "custom"
+) -> tuple[list[Row], list[str]]:
     """Node by node from target to input: role and rule; and the names of nodes without a room."""
     target = explained_tensor(model, options.output, logits=options.logits)
     active, live = activity(model, wrt_tensors(model, options.wrt))
@@ -59,7 +61,7 @@ def plan(model: ir.Model, composite: Composite, options: Options) -> tuple[list[
             found = reason(operation.domain, operation.op_type) or unfuse.reason(operation)
             reasons[operation.name] = found or str(error)
     if not missing:
-        return list(build(model, composite, replace(options, accounting=False)).rows), []
+        return list(build(model, composite, replace(options, accounting=False), method=method).rows), []
     known = {link.operation.name: link for link in positions(links, composite)}
     rows = []
     for node in reversed(nodes):
@@ -153,6 +155,7 @@ class _Half:
         self.target = self.targets[0]
         self.kept = {name: self._tensor(name, "relevance could be kept") for name in self.options.keep}
         self.at = None if self.options.at is None else self._tensor(self.options.at, "relevance could be explained")
+        self.above: list[Row] = []  # what the score's gradient passes, of a method that starts at inner tensors
 
     def run(self) -> RelevanceGraph:
         """Write the backward half and its outputs."""
@@ -324,6 +327,7 @@ class _Half:
             walk.run()
             return walk, {v.name or "": self._result(walk, v, None) for v in self._ends()}, walk.per_sample(r)
         walk = self._standing(begun, layer)
+        walk.rows.extend(self.above)
         walk.start(layer, r)
         seeded = walk.per_sample(r)
         if self.at is not None:
@@ -359,6 +363,8 @@ class _Half:
         walk = Walk(op, _GRADIENT, links, replace(self._setting(begun, live, None), accounting=False))
         walk.start(y, op.reshape_like(begun.one_hot(op, index), y))
         walk.run()
+        if index is None:
+            self.above = walk.rows
         return [walk.finished(v) for v in layers]
 
     # -- methods that read attention maps
@@ -385,6 +391,7 @@ class _Half:
             r = op.Squeeze(r, op.ints(1))
             r.shape = ir.Shape([source.shape[0] if source.shape else None, found[0].tokens])
             walk = self._standing(begun, found[0].y)
+            walk.rows.extend(self.above)
             inputs = dict(zip(self.wrt, self.sources))
             known = {n: attention.tokens(self.model, found, n, v, self.method) for n, v in inputs.items()}
             relevance, lost = attention.laid(op, r, known, inputs)
