@@ -262,6 +262,41 @@ def test_a_selector_finds_the_layer_by_its_name() -> None:
     assert np.isfinite(Explainer(model, mine)(feeds).relevance["x"]).all()
 
 
+LAYERS = """t = Transpose<perm=[1,0,2]>(x)
+    y1 = GRU<hidden_size=2,direction="bidirectional">(t, w, r, b)
+    q = Transpose<perm=[0,2,1,3]>(y1)
+    u = Reshape(q, flat)
+    y2, h = GRU<hidden_size=2>(u, w2, r2, b2)
+    v = Squeeze(h, zero)
+    out = MatMul(v, f)"""
+SHAPES = {"w": (2, 6, 2), "r": (2, 6, 2), "b": (2, 12), "w2": (1, 6, 4), "r2": (1, 6, 2), "b2": (1, 12), "f": (2, 3)}
+CELL = """t = Transpose<perm=[1,0,2]>(x)
+    z = MatMul(t, w)
+    p = Add(z, b)
+    i, j, k, l = Split<axis=0,num_outputs=4>(p)
+    h1 = Tanh(i)
+    n2 = MatMul(h1, r)
+    s2 = Add(j, n2)
+    h2 = Tanh(s2)
+    v = Squeeze(h2, zero)
+    out = MatMul(v, f)"""
+PLAIN = {"w": (2, 3), "b": (3,), "r": (3, 3), "f": (3, 3)}
+
+
+@pytest.mark.parametrize("batch", ["N", "3"])
+@pytest.mark.parametrize(("text", "shapes"), [(LAYERS, SHAPES), (CELL, PLAIN)], ids=["layers", "written out"])
+def test_samples_stay_apart_where_the_axes_are_turned(
+    text: str, shapes: dict[str, tuple[int, ...]], batch: str
+) -> None:
+    head = f"""<ir_version: 8, opset_import: ["" : 18]> g (float[{batch},4,2] x) => (float[{batch},3] out)"""
+    model = filled(f"{head} <int64[1] zero = {{0}}, int64[3] flat = {{0, 0, -1}}> {{ {text} }}", shapes)
+    x = draw(3, 3, 4, 2)
+    found = Explainer(model, "lrp-epsilon", backend="reference")(x, target=[0, 1, 2])
+    assert len(found.target.index) == 3
+    assert np.abs(found.absorbed).min() > 1e-6
+    assert found.conservation.max() <= 1e-8
+
+
 # --------------------------------------------------------------------------- whole models
 
 

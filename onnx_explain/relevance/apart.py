@@ -6,7 +6,8 @@ whose input is [time, batch, features] has as many time steps as its output.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -43,29 +44,38 @@ def by_sample(y: Value, source: Value | None, nodes: Iterable[ir.Node]) -> bool:
 
 
 def _apart(source: Value, y: Value, nodes: Iterable[ir.Node]) -> bool:
-    """Follow the axis that counts samples through transpositions; what changes the rank otherwise is trusted."""
+    """Follow the axis that counts samples; where it is lost sight of, the samples are trusted to be kept apart."""
     places = {id(source): 0}
     for node in nodes:
         at = next((places[id(v)] for v in node.inputs if v is not None and id(v) in places), None)
-        if at is None:
+        view = Operation.of(node)
+        if at is None or view.x.shape is None or view.y.shape is None:
             continue
-        after = _after(Operation.of(node), at)
-        if after is None:
+        if _cuts(view, at):
             return False
-        places.update({id(v): after for v in node.outputs if v.shape is not None and after < len(v.shape)})
+        after = _after(view, at)
+        if after is not None:
+            places.update({id(v): after for v in node.outputs})
     return places.get(id(y), 0) == 0
 
 
+def _cuts(node: Operation, at: int) -> bool:
+    """Whether the node cuts or joins along this axis, which is not the first: it counts something else then."""
+    same = rank(node.x) == rank(node.y) and node.x.shape != node.y.shape
+    return bool(at) and same and node.op_type in _ALONG and node.integer("axis", 0) % rank(node.y) == at
+
+
 def _after(node: Operation, at: int) -> int | None:
-    """Where the axis is behind a node; None where the node cuts or joins along it."""
-    x, y = node.x, node.y
-    if x.shape is None or y.shape is None:
-        return 0
+    """Where the axis is behind a node; None where that is not plain to see."""
+    x, y = dims(node.x), dims(node.y)
     if node.op_type == "Transpose":
-        perm = node.ints("perm", list(reversed(range(rank(x))))) or []
-        return perm.index(at) if at in perm else 0
-    if len(x.shape) != len(y.shape):
-        return 0
-    if at and node.op_type in _ALONG and node.integer("axis", 0) % rank(y) == at and x.shape != y.shape:
-        return None
-    return at
+        perm = node.ints("perm", list(reversed(range(len(x))))) or []
+        return perm.index(at) if at in perm else None
+    if x == y or (len(x) == len(y) and at < len(x) and x[at] == y[at] and x[:at] == y[:at]):
+        return at
+    return next((j for j in range(len(y)) if at < len(x) and y[j] == x[at] and _many(y[:j]) == _many(x[:at])), None)
+
+
+def _many(sizes: Sequence[int | None]) -> tuple[int, int]:
+    """How many entries, and how many open axes besides."""
+    return math.prod(d for d in sizes if d is not None), sum(d is None for d in sizes)
