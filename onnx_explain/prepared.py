@@ -22,7 +22,7 @@ from onnx_explain.backends import gpu
 from onnx_explain.backends import onnx as backends
 from onnx_explain.backends.reference import Reference
 from onnx_explain.errors import ExplainError, InputError, ModelError
-from onnx_explain.ir.canonicalize import Shapes, canonicalize
+from onnx_explain.ir.canonicalize import Shapes, canonicalize, time_is_first
 from onnx_explain.ir.model import Loaded, first_line
 from onnx_explain.ir.view import dims
 from onnx_explain.ir.widen import as_float64
@@ -103,6 +103,7 @@ class Prepared:
         self._fitting: int | None = None  # samples that the device's memory has been found to hold at once
         self.takes = feeding.inputs_of(source.model)
         self._shapes = dict(input_shapes)
+        self._whole = False  # whether axis 0 of the inputs has to be known like any other
         self._canonical: dict[Hashable, ir.Model] = {}
         self._known: dict[Hashable, Any] = {}
         self._base: Prepared | None = None  # of a computed target: the model without it
@@ -184,11 +185,19 @@ class Prepared:
         """The model in canonical form for inputs of these shapes; do not change it."""
         if self._base is not None:
             return self._with_target(self._base, feeds)
-        shapes = self._shapes_of(feeds)
-        if shapes not in self._canonical:
+        model = self._made(feeds)
+        if not self._whole and time_is_first(model):
+            self._whole = True  # a recurrence runs along axis 0: what the array holds there is no batch
+            model = self._made(feeds)
+        return model
+
+    def _made(self, feeds: Mapping[str, Array] | None) -> ir.Model:
+        key = self._shapes_of(feeds), self._whole
+        if key not in self._canonical:
             with foreseen():
-                self._canonical[shapes] = canonicalize(self.source.model, {**self._shapes, **dict(shapes)})
-        return self._canonical[shapes]
+                shapes = {**self._shapes, **dict(key[0])}
+                self._canonical[key] = canonicalize(self.source.model, shapes, whole=self._whole)
+        return self._canonical[key]
 
     def _with_target(self, base: Prepared, feeds: Mapping[str, Array] | None) -> ir.Model:
         shapes = self._shapes_of(feeds)
@@ -311,6 +320,8 @@ class Prepared:
         return [slice(start, start + size) for start in range(0, count, size)]
 
     def _shapes_of(self, feeds: Mapping[str, Array] | None) -> tuple[tuple[str, tuple[int | None, ...]], ...]:
+        if feeds is not None and self._whole:
+            return tuple(sorted((n, a.shape) for n, a in feeds.items() if a.ndim))
         if feeds is None or not self.needs_shapes:
             return ()
         return tuple(sorted((n, (None, *a.shape[1:])) for n, a in feeds.items() if a.ndim))

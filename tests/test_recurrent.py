@@ -383,7 +383,7 @@ def test_peepholes_are_refused_by_name() -> None:
     assert_close(run(expanded(model), feeds), run(model, feeds))
 
 
-def test_an_open_sequence_length_is_refused_with_what_to_do() -> None:
+def test_an_open_sequence_length_is_that_of_the_array() -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,S,2] x) => (float[1,N,3] h) {
         t = Transpose<perm=[1,0,2]>(x)
         y, h = GRU<hidden_size=3>(t, w, r)
@@ -391,8 +391,24 @@ def test_an_open_sequence_length_is_refused_with_what_to_do() -> None:
     model = filled(text, {"w": (1, 9, 2), "r": (1, 9, 3)})
     x = draw(0, 2, 5, 2)
     explainer = Explainer(model, "gradient")
-    assert explainer(x, target=0).relevance["x"].shape == x.shape  # the array says it
+    assert explainer(x, target=0).relevance["x"].shape == x.shape
     assert Explainer(model, "gradient", input_shapes={"x": [1, 5, 2]}).build() is not None
+
+
+def test_time_on_an_open_first_axis_is_that_of_the_array() -> None:
+    model, feeds = recurrence("LSTM", steps="S")
+    fixed, _ = recurrence("LSTM")
+    explainer, plain = Explainer(model, "lrp-epsilon", output="yh"), Explainer(fixed, "lrp-epsilon", output="yh")
+    assert_close([explainer(feeds, target=4).relevance["x"]], [plain(feeds, target=4).relevance["x"]])
+    short = {"x": feeds["x"][:2]}
+    assert explainer(short, target=4).relevance["x"].shape == short["x"].shape
+    told = Explainer(model, "gradient", output="yh", input_shapes={"x": [4, 3, 2]})
+    assert told.build().model.graph.inputs[0].shape == ir.Shape([4, 3, 2])
+
+
+def test_without_a_length_it_is_refused_with_what_to_do() -> None:
+    message = refusal(recurrence("LSTM", steps="S")[0])
+    assert all(word in message for word in ("layer", "LSTM", "sequence length", "--input-shape"))
 
 
 def test_too_many_steps_are_refused() -> None:

@@ -30,7 +30,7 @@ from onnx_explain.ir.recognise import recognise
 from onnx_explain.ir.seen import Seen
 from onnx_explain.ir.sequences import resolve_sequences
 from onnx_explain.ir.straighten import straighten
-from onnx_explain.ir.unfuse import CLASSIC, unfuse
+from onnx_explain.ir.unfuse import CLASSIC, RECURRENT, unfuse
 from onnx_explain.ir.view import Operation
 
 OPSET = 18  # the lowest opset with axes as inputs, Split's num_outputs and ScatterElements' additions
@@ -42,8 +42,9 @@ BATCH = "N"
 Shapes = Mapping[str, Sequence[int | str | None]]
 
 
-def canonicalize(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
-    """A new model in canonical form; `shapes` fixes dimensions of inputs that the file leaves open.
+def canonicalize(model: ir.Model, shapes: Shapes | None = None, *, whole: bool = False) -> ir.Model:
+    """A new model in canonical form; `shapes` fixes dimensions of inputs that the file leaves open, the first one (the batch)
+    only where the `whole` shape is meant.
 
     Postconditions: opset >= 18; no functions; no initialiser among the inputs; constants carry their number up to
     4 096 elements; every tensor has a dtype and, where inference can tell, a shape whose only open dimension is the
@@ -51,7 +52,7 @@ def canonicalize(model: ir.Model, shapes: Shapes | None = None) -> ir.Model:
     """
     model = model.clone()
     _lift(model)
-    _bind(model, shapes or {})
+    _bind(model, shapes or {}, whole=whole)
     straighten(model)
     unfuse(model, look)
     _convert(model)
@@ -221,8 +222,8 @@ def _clear_stale_shapes(model: ir.Model) -> None:
                 value.shape = None
 
 
-def _bind(model: ir.Model, shapes: Shapes) -> None:
-    """Write the given dimensions into the inputs; the first axis stays open where the file leaves it open."""
+def _bind(model: ir.Model, shapes: Shapes, *, whole: bool = False) -> None:
+    """Write the given dimensions into the inputs; the first axis stays open where the file leaves it open, unless `whole`."""
     named = {v.name or "": v for v in model.graph.inputs}
     for name, given in shapes.items():
         if name not in named:
@@ -238,11 +239,22 @@ def _bind(model: ir.Model, shapes: Shapes) -> None:
                 raise InputError(
                     f"Input {name!r} has the fixed shape {[str(d) for d in own]}, not {list(given)}: axis {axis} must be {own[axis]}."
                 )
-            if not isinstance(own[axis], int) and isinstance(size, int) and (axis > 0 or value.shape is None):
+            if not isinstance(own[axis], int) and isinstance(size, int) and (axis > 0 or whole or value.shape is None):
                 own[axis] = size
         if value.shape is None and not isinstance(given[0], int):
             own[0] = BATCH
         value.shape = ir.Shape([d if isinstance(d, (int, str, ir.SymbolicDim)) else None for d in own])
+
+
+def time_is_first(model: ir.Model) -> bool:
+    """Whether a recurrence of a canonical model runs along what is open as a batch is: an input's first axis."""
+    for node in model.graph:
+        x = node.inputs[0].shape if node.inputs and node.inputs[0] is not None else None
+        if node.op_type in RECURRENT and node.domain in ("", "ai.onnx") and x is not None:
+            axis = Operation.of(node).integer("layout", 0)
+            if axis < len(x) and str(x[axis]) == BATCH:
+                return True
+    return False
 
 
 def open_batch(model: ir.Model) -> bool:
