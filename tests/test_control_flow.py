@@ -117,6 +117,13 @@ IFS: dict[str, Callable[[], onnx.ModelProto]] = {
         " else_branch = b () => (float[2,3] q) { q = Clip(x) }>",
         opset=11, c=np.array(True),
     ),
+    "an Upsample of opset 9 in the branch": lambda: model(
+        "float[2,1,3] x => float[2,1,5] y",
+        "s = Shape(x)\n r = Size(s)\n three = Constant<value = int64 {3}>()\n c = Equal(r, three)\n"
+        "y = If(c) <then_branch = a () => (float[2,1,5] p) { p = Upsample(x, k) },"
+        " else_branch = b () => (float[2,1,5] q) { q = Upsample(x, k) }>",
+        opset=9, k=np.array([1, 1, 1.67], np.float32),
+    ),
     "one decides the next": lambda: model(
         "float[N,1,3] x => float[N,3] y",
         "s = Shape(x)\n n = Size(s)\n three = Constant<value_int=3>()\n two = Constant<value_int=2>()\n c = Equal(n, three)\n"

@@ -150,33 +150,33 @@ def _convert(model: ir.Model) -> None:
 
 def _clipped_types(model: ir.Model) -> dict[str, ir.DataType]:
     """The dtype of every Clip whose bounds are attributes still, by its output's name."""
-    if not any(node.op_type == "Clip" for node in model.graph):
+    if not any(node.op_type == "Clip" for node in model.graph.all_nodes()):
         return {}
     typed = model.clone()
     passes.ShapeInferencePass(check_type=False, strict_mode=False)(typed)
-    clips = [n.outputs[0] for n in typed.graph if n.op_type == "Clip"]
+    clips = [n.outputs[0] for n in typed.graph.all_nodes() if n.op_type == "Clip"]
     return {v.name or "": v.dtype for v in clips if v.dtype is not None}
 
 
 def _retype_bounds(model: ir.Model, types: Mapping[str, ir.DataType]) -> None:
     """Bounds that were attributes become operands; the converter makes them float32 whatever the tensor is."""
-    for node in model.graph:
+    for node in list(model.graph.all_nodes()):
         dtype = types.get(node.outputs[0].name or "") if node.op_type == "Clip" else None
         for index in (1, 2) if dtype not in (None, ir.DataType.FLOAT) else ():
             bound = node.inputs[index] if index < len(node.inputs) else None
-            if bound is None or dtype is None:
+            if bound is None or dtype is None or node.graph is None:
                 continue
             cast = ir.node(
                 "Cast", [bound], {"to": int(dtype)}, name=f"{node.name or node.outputs[0].name}/bound{index}"
             )
             cast.outputs[0].name = f"{cast.name}_out"
-            model.graph.insert_before(node, cast)
+            node.graph.insert_before(node, cast)
             node.replace_input_with(index, cast.outputs[0])
 
 
 def _restore_asymmetric(model: ir.Model) -> None:
     """Upsample and Resize-10 sampled at k/scale and rounded down; the converter leaves them to the newer defaults."""
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         if node.op_type == "Resize":
             node.attributes["coordinate_transformation_mode"] = ir.AttrString(
                 "coordinate_transformation_mode", "asymmetric"
@@ -186,14 +186,14 @@ def _restore_asymmetric(model: ir.Model) -> None:
 
 def _say_defaults(model: ir.Model) -> None:
     """STFT is one-sided unless it says otherwise; ONNX's shape inference takes an unsaid `onesided` for 0."""
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         if node.op_type == "STFT" and "onesided" not in node.attributes:
             node.attributes["onesided"] = ir.AttrInt64("onesided", 1)
 
 
 def _restore_whole_pixels(model: ir.Model) -> None:
     """RoiAlign before opset 16 does not move regions by half a pixel; the converter leaves it to the newer default."""
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         if node.op_type == "RoiAlign":
             node.attributes["coordinate_transformation_mode"] = ir.AttrString(
                 "coordinate_transformation_mode", "output_half_pixel"

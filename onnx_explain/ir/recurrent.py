@@ -163,7 +163,12 @@ _STEPS: dict[str, Step] = {}
 @fused("LSTM", "GRU", "RNN", domain="")
 def _recurrence(op: Writer, node: Operation) -> Results:
     """[Y, Y_h, Y_c]; what nothing reads is not written."""
-    layer = _Layer.of(node)
+    with op.within(node.name):
+        return _written(op, _Layer.of(node))
+
+
+def _written(op: Writer, layer: _Layer) -> Results:
+    node = layer.node
     x = node.x if layer.layout else op.Transpose(node.x, perm=[1, 0, 2])
     lengths = _lengths(op, layer)
     sequences, states = [], []
@@ -172,13 +177,11 @@ def _recurrence(op: Writer, node: Operation) -> Results:
             ys, state = _run(op, layer, d, x, lengths)
             sequences.append(op.Unsqueeze(_joined(op, ys, 1), op.ints(2)) if _read(node, 0) else None)
             states.append(state)
-    return [
-        _turned(op, layer, sequences, 2, [1, 2, 0, 3]) if _read(node, 0) else None,
-        *(
-            _turned(op, layer, [s[k] for s in states], 1, [1, 0, 2]) if _read(node, 1 + k) else None
-            for k in range(2 if node.op_type == "LSTM" else 1)
-        ),
+    last = [
+        _turned(op, layer, [s[k] for s in states], 1, [1, 0, 2]) if _read(node, 1 + k) else None
+        for k in range(2 if node.op_type == "LSTM" else 1)
     ]
+    return [_turned(op, layer, sequences, 2, [1, 2, 0, 3]) if _read(node, 0) else None, *last]
 
 
 def _read(node: Operation, index: int) -> bool:
