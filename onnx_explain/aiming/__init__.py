@@ -18,7 +18,7 @@ from onnx_explain.ir.canonicalize import BATCH
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Value, dims
 from onnx_explain.path import EXPRESSION, behind_head, tensors, wrt_tensors
-from onnx_explain.relevance.apart import keeps_samples
+from onnx_explain.relevance.apart import batch_is_open, keeps_samples
 from onnx_explain.target import Parsed
 from onnx_explain.target.grammar import Expression, parse_expression
 from onnx_explain.target.presets import Head, expand
@@ -57,7 +57,7 @@ def is_computed(model: ir.Model, target: Parsed, wrt: Sequence[str] | None = Non
     found = tensors(model).get(target.output or "")
     if not target.computed or found is None or None in (target.element or ())[1:]:
         return target.computed
-    unknown = found.shape is not None and None in _sizes(found, _first(model, wrt))
+    unknown = found.shape is not None and None in _sizes(model, found)
     return unknown and not keeps_samples(model, found, wrt_tensors(model, wrt))
 
 
@@ -74,8 +74,8 @@ def aim(
     first, names = _first(work, wrt), wrt_tensors(work, wrt)
     text, expression = _expression(work, target, names)
     outputs = tuple(v.name or "" for v in work.graph.outputs)
-    samples = (dims(first)[0] if first is not None and first.shape else None) or BATCH
-    sources = Sources(named, outputs, lambda v: keeps_samples(work, v, names), lambda v: _sizes(v, first), logits)
+    samples = BATCH if batch_is_open(work) else (dims(first)[0] if first is not None and first.shape else None) or BATCH
+    sources = Sources(named, outputs, lambda v: keeps_samples(work, v, names), lambda v: _sizes(work, v), logits)
     with op.serving("target", **{EXPRESSION: text}):
         compiler = Compiler(op, sources, samples, text, own=target.own)
         number, certain = compiler.result(expression)
@@ -97,9 +97,9 @@ def _first(model: ir.Model, wrt: Sequence[str] | None) -> Value | None:
     return next((v for v in found if v.shape is not None and len(v.shape)), None)
 
 
-def _sizes(value: Value, first: Value | None) -> Sizes:
+def _sizes(model: ir.Model, value: Value) -> Sizes:
     """Every axis: a number, text where it is as long as the open batch (or some times that), None where only the run knows."""
-    is_open = first is not None and first.shape is not None and dims(first)[0] is None
+    is_open = batch_is_open(model)
     named = [str(d) if is_open and str(d).startswith(BATCH) else None for d in value.shape or ()]
     return tuple(name if size is None else size for name, size in zip(named, dims(value)))
 

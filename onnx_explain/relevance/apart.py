@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import onnx_ir as ir
 
+from onnx_explain.ir.canonicalize import BATCH
 from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.path import activity, nodes_between, tensors
 
@@ -21,7 +22,17 @@ def keeps_samples(model: ir.Model, y: Value, wrt: Iterable[str]) -> bool:
     """Whether axis 0 of y counts samples, as it does in the first of the explained tensors `wrt` that has axes."""
     names, known = list(wrt), tensors(model)
     first = next((known[n] for n in names if known[n].shape is not None and len(known[n].shape or ())), None)
+    if rank(y) and dims(y)[0] is None:
+        return batch_is_open(model)
     return by_sample(y, first, _way(model, y, names))
+
+
+def batch_is_open(model: ir.Model) -> bool:
+    """Whether a canonical model takes any number of samples.
+
+    What is open behind a fixed batch only the run knows: how many boxes a detector keeps.
+    """
+    return any(v.shape is not None and len(v.shape) and str(v.shape[0]) == BATCH for v in model.graph.inputs)
 
 
 def _way(model: ir.Model, y: Value, names: Iterable[str]) -> Iterator[ir.Node]:
@@ -30,14 +41,11 @@ def _way(model: ir.Model, y: Value, names: Iterable[str]) -> Iterator[ir.Node]:
 
 
 def by_sample(y: Value, source: Value | None, nodes: Iterable[ir.Node]) -> bool:
-    """Whether axis 0 of y counts samples: it is open as that of the source is, or as long, and nothing on the way cuts it.
-
-    What is open behind a fixed batch only the run knows: how many boxes a detector keeps.
-    """
+    """Whether axis 0 of y counts samples: it is open, or as long as that of the source, and nothing on the way cuts it."""
     if rank(y) == 0:
         return False
     if dims(y)[0] is None:
-        return source is None or not rank(source) or dims(source)[0] is None
+        return True
     if source is None or source.shape is None or not len(source.shape) or dims(source)[0] != dims(y)[0]:
         return False
     return dims(y)[0] == 1 or _apart(source, y, nodes)
