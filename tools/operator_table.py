@@ -55,6 +55,7 @@ ELSEWHERE = {  # where an operator is tested that the table of cases cannot hold
 HOW = {
     **dict.fromkeys(sequences.HANDLERS, "the tensors it holds, where lengths and places are stated"),
     **dict.fromkeys((t for t in sequences.HANDLERS if "Optional" in t), "its operand, where there is one"),
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), "products and sums, step by step: see below"),
     "Conv": "without its bias, and an Add, where weight or bias are computed from an input",
     "ConvTranspose": "the same",
     "Gemm": "the same",
@@ -83,7 +84,7 @@ tells the same of a model of yours.
 An operator's *room* says what it is; its role decides which rule of a method serves it ([methods.md](methods.md)). Models of
 older opsets are brought to opset 18 first; newer ones stay as they are. *Versions*: the opsets at which the operator changed,
 those that a test runs; in brackets those that none does (ONNX Runtime runs nothing older than {oldest}, and has no kernel for a
-few). *Sign*: what is known of the result without looking at numbers (*as operands*: ≥ 0 where they all are); rules use it to
+few); a row that names a test file lists all of them, of which that file runs some. *Sign*: what is known of the result without looking at numbers (*as operands*: ≥ 0 where they all are); rules use it to
 leave out work."""
 
 WRITTEN_OUT = """\
