@@ -37,19 +37,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [r for r in listed(args) if not args.only or any(o in r["stem"] for o in args.only)]
     records = []
     for row in rows:
-        exported(row, args)
+        if not args.report:
+            exported(row, args)
         for exporter in args.exporters:
+            if args.report and not any(
+                (args.work / f"{row['stem']}.{exporter}.{s}").exists() for s in ("json", "failed")
+            ):
+                continue
             records.append({**row, "exporter": exporter, **measured(row, exporter, args)})
-            print(" | ".join(cells(records[-1])), flush=True)
-    title = "Architectures of PyTorch's libraries, both exporters, random weights"
+            if not args.report:
+                print(" | ".join(cells(records[-1])), flush=True)
+    title = "Architectures of PyTorch's libraries by both exporters"
     lines = [cells(r) for r in records]
     show(HEADINGS, lines, title)
     print(summary(records))
     if args.out:
-        command = shlex.join(["python", "tools/zoo.py", *(argv or sys.argv[1:])])
+        chosen = [*(["--sources", *args.sources] if args.sources else []), *(["--all"] if args.all else [])]
+        command = shlex.join(["python", "tools/zoo.py", *chosen, "--work", "DIR", "--out", "docs/benchmarks/zoo"])
         facts = environment(command, ("onnx-explain", "onnxruntime", "onnx", "numpy")) | versions(args)
         page = markdown(HEADINGS, lines, facts, title)
-        write_report(args.out, f"{page}\n{summary(records)}\n{sentences(records)}", {**facts, "rows": records})
+        told = f"{page}\n{READING}\n\n{summary(records)}\n{sentences(records)}\n"
+        write_report(args.out, told, {**facts, "rows": [{k: v for k, v in r.items() if k != "at"} for r in records]})
     return int(not all(well(r) for r in records if "not exported" not in r))
 
 
@@ -62,6 +70,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--exporters", nargs="+", choices=EXPORTERS, default=list(EXPORTERS))
     parser.add_argument("--work", type=Path, required=True, help="folder of exported files and results; kept")
     parser.add_argument("--again", action="store_true", help="measure again what was measured; exports are kept")
+    parser.add_argument("--report", action="store_true", help="start nothing: tell what has been measured")
     parser.add_argument("--python", default=sys.executable, help="the interpreter that has the frameworks")
     parser.add_argument("--limit", type=int, default=900, help="seconds for one export or one measurement")
     parser.add_argument("--out", type=Path, help="stem of a .md and a .json file")
@@ -136,6 +145,14 @@ def run(command: Sequence[str], limit: int) -> tuple[int, str, str]:
 
 
 # ------------------------------------------------------------------------------------------------------------- the table
+
+READING = """Weights and inputs are random (`tools/zoo_export.py`). *output*: farthest from ONNX Runtime's on the exported file;
+*gradient*: farthest from torch.autograd's; *alone*: farthest that gradient or relevance of a sample is from its own without the
+rest of the batch; all relative to the largest value of a sample. A file whose float32 gradient lies farther than 1e-4 from
+autograd's is compared in float64. Where exporters fold BatchNormalization in float32, a unit near its kink may change sides: the
+file is then another function than the network, and finite differences of the file in float64 tell whether the gradient is its own.
+The last two columns are the methods' conservation: what is missing between what was seeded, what arrived and what was absorbed.
+*build CPU s*: processor seconds from the file to an answer by all methods of the row, on a machine that others used too."""
 
 HEADINGS = (
     *("architecture", "exporter", "opset", "nodes", "batch", "build CPU s", "output", "gradient", "alone"),

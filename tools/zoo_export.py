@@ -88,6 +88,7 @@ def _calibrate(case: Case) -> None:
     """Statistics of BatchNormalization near those of the layer's own input, layer by layer in one pass of evaluation."""
     norms = [m for m in case.module.modules() if getattr(m, "running_var", None) is not None]
     handles = [m.register_forward_pre_hook(_statistics) for m in norms]
+    handles += [m.register_forward_hook(_of_variance_one) for m in case.heads]
     inputs = [_several(x) if n in case.batched else x for n, x in case.inputs.items()]
     if handles:
         case.module(*inputs)
@@ -101,6 +102,13 @@ def _statistics(norm: Any, inputs: tuple[torch.Tensor]) -> None:
     spread = x.var(axes, unbiased=False).clamp(min=1e-3)
     norm.running_mean.copy_(x.mean(axes) + spread.sqrt() * torch.empty_like(spread).uniform_(-0.2, 0.2))
     norm.running_var.copy_(spread * torch.empty_like(spread).uniform_(0.7, 1.4))
+
+
+def _of_variance_one(head: Any, inputs: tuple[torch.Tensor], y: torch.Tensor) -> torch.Tensor:
+    size = y.std()
+    head.weight /= size
+    head.bias /= size
+    return y / size
 
 
 def _several(x: torch.Tensor) -> torch.Tensor:
@@ -244,8 +252,16 @@ def attempt(export: Callable[..., None], case: Case, path: Path) -> None:
                 return
             except Exception as error:  # an exporter fails in any way it likes
                 path.unlink(missing_ok=True)
-                reasons.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
+                reasons.append(_reason(error))
     path.with_suffix(".failed").write_text("\n".join(reasons), encoding="utf-8")
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what was wrong at the bottom."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
 if __name__ == "__main__":

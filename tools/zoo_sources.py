@@ -23,6 +23,7 @@ class Case:
     inputs: tensors by the names they get in the file. outputs: names of its outputs; the first is explained. batched: the
     inputs whose axis 0 counts samples (and may stay open). leaf: of a network that takes integers, the module whose output
     is explained in their place (an embedding). drawn: whether `zoo_export.randomise` may draw the weights anew.
+    heads: weighted modules whose results get variance 1, so that what squashes them does not saturate.
     """
 
     module: Any
@@ -31,6 +32,7 @@ class Case:
     batched: tuple[str, ...] = ("input",)
     leaf: Any = None
     drawn: bool = True
+    heads: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -192,10 +194,26 @@ def _stem(name: str) -> str:
     return name.partition("_")[0].rstrip("0123456789")
 
 
+CLASSES = 91
 FEW_BOXES = {
-    "faster": {"rpn_post_nms_top_n_test": 40, "rpn_pre_nms_top_n_test": 80, "box_detections_per_img": 8},
-    "mask": {"rpn_post_nms_top_n_test": 40, "rpn_pre_nms_top_n_test": 80, "box_detections_per_img": 8},
-    "keypoint": {"rpn_post_nms_top_n_test": 40, "rpn_pre_nms_top_n_test": 80, "box_detections_per_img": 8},
+    "faster": {
+        "rpn_post_nms_top_n_test": 40,
+        "rpn_pre_nms_top_n_test": 80,
+        "box_detections_per_img": 8,
+        "box_score_thresh": 0.0,
+    },
+    "mask": {
+        "rpn_post_nms_top_n_test": 40,
+        "rpn_pre_nms_top_n_test": 80,
+        "box_detections_per_img": 8,
+        "box_score_thresh": 0.0,
+    },
+    "keypoint": {
+        "rpn_post_nms_top_n_test": 40,
+        "rpn_pre_nms_top_n_test": 80,
+        "box_detections_per_img": 8,
+        "box_score_thresh": 0.0,
+    },
     "retinanet": {"topk_candidates": 50, "detections_per_img": 8},
     "fcos": {"topk_candidates": 50, "detections_per_img": 8},
     "ssd": {"topk_candidates": 50, "detections_per_img": 8},
@@ -223,7 +241,9 @@ def _detector(name: str) -> Case:
             return found["scores"], found["boxes"], found["labels"]
 
     outputs = ("scores", "boxes", "labels")
-    return Case(Found().eval(), {"input": picture(1, 3, size, size)}, outputs, batched=())
+    scoring = [m for n, m in model.named_modules() if "class" in n or n.endswith("cls_logits")]
+    heads = tuple(m for m in scoring if isinstance(m, torch.nn.Conv2d) and m.out_channels % CLASSES == 0)
+    return Case(Found().eval(), {"input": picture(1, 3, size, size)}, outputs, batched=(), heads=heads)
 
 
 CLIPS = {"s3d": (16, 224), "mvit": (16, 64), "swin3d": (8, 64)}
