@@ -61,3 +61,26 @@ def test_what_is_absorbed_belongs_to_its_sample_wherever_the_batch_lies() -> Non
     assert np.allclose(together.absorbed, [float(e.absorbed[0]) for e in alone], atol=1e-5)
     assert together.conservation.max() < 1e-5
     assert np.abs(together.absorbed).max() > 0.1
+
+
+# a level of a pyramid from which no box that counts is read
+TWO_LEVELS = """<ir_version: 8, opset_import: ["" : 18]>
+levels (float[1,1,4,4] x) => (float[1,2] y)
+<float[2,4] boxes = {0.0, 0.0, 2.0, 2.0, 1.0, 1.0, 3.0, 3.0}, int64[2] owner = {0, 0}, int64[2] row = {1, 1},
+ int64[4] all = {0, 1, 2, 3}> {
+    squares = Mul (x, x)
+    pooled = RoiAlign <output_height=2, output_width=2, sampling_ratio=2> (squares, boxes, owner)
+    boxed = ReduceSum <keepdims=0> (pooled, all)
+    whole = ReduceSum <keepdims=0> (squares, all)
+    a = Reshape (whole, row)
+    b = Reshape (boxed, row)
+    y = Concat <axis=1> (a, b)
+}"""
+
+
+@pytest.mark.parametrize("backend", ["onnx", "reference"])
+def test_regions_that_no_relevance_reaches_get_none(backend: str) -> None:
+    x = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
+    explain = Explainer(parser.parse_model(TWO_LEVELS), method="gradient", backend=backend)
+    assert np.allclose(explain(x, 0).relevance["x"], 2 * x)
+    assert np.abs(explain(x, 1).relevance["x"]).max() > 1.0

@@ -102,8 +102,7 @@ def _spread(op: Emitter, node: Operation, s: Value, like: Value) -> Value:
     own = op.CastLike(op.Equal(op.Unsqueeze(picture, op.ints(1)), op.Cast(owner, to=7)), s)  # [N, R]
     # [N, 1, R, 1] · [H, R, out]: each picture takes its own regions alone
     mine = op.Mul(op.Reshape(own, op.Concat(count, op.ints(1, -1, 1), axis=0)), op.Transpose(a, perm=[2, 0, 1]))
-    flat = op.Reshape(
-        mine, op.Concat(op.Mul(count, op.ints(rows.size)), op.Mul(op.Shape(owner), op.ints(rows.out)), axis=0)
-    )
+    sizes = op.Concat(op.Mul(count, op.ints(rows.size)), op.Mul(op.Shape(owner), op.ints(rows.out)), axis=0)
+    flat = op.Reshape(mine, sizes, allowzero=1)  # of no region that relevance came to: a matrix without columns
     back = op.Reshape(op.MatMul(flat, stacked), op.ints(-1, rows.size, channels, columns.size))
     return op.Transpose(back, perm=[0, 2, 1, 3])
