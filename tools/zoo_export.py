@@ -88,7 +88,7 @@ def _calibrate(case: Case) -> None:
     """Statistics of BatchNormalization near those of the layer's own input, layer by layer in one pass of evaluation."""
     norms = [m for m in case.module.modules() if getattr(m, "running_var", None) is not None]
     handles = [m.register_forward_pre_hook(_statistics) for m in norms]
-    handles += [m.register_forward_hook(_of_variance_one) for m in case.heads]
+    handles += [m.register_forward_hook(_of_variance_one_at_most) for m in case.heads]
     inputs = [_several(x) if n in case.batched else x for n, x in case.inputs.items()]
     if handles:
         case.module(*inputs)
@@ -104,8 +104,8 @@ def _statistics(norm: Any, inputs: tuple[torch.Tensor]) -> None:
     norm.running_var.copy_(spread * torch.empty_like(spread).uniform_(0.7, 1.4))
 
 
-def _of_variance_one(head: Any, inputs: tuple[torch.Tensor], y: torch.Tensor) -> torch.Tensor:
-    size = y.std()
+def _of_variance_one_at_most(head: Any, inputs: tuple[torch.Tensor], y: torch.Tensor) -> torch.Tensor:
+    size = y.std().clamp(min=1.0)  # of several maps through one head none may be wider
     head.weight /= size
     head.bias /= size
     return y / size

@@ -23,7 +23,7 @@ class Case:
     inputs: tensors by the names they get in the file. outputs: names of its outputs; the first is explained. batched: the
     inputs whose axis 0 counts samples (and may stay open). leaf: of a network that takes integers, the module whose output
     is explained in their place (an embedding). drawn: whether `zoo_export.randomise` may draw the weights anew.
-    heads: weighted modules whose results get variance 1, so that what squashes them does not saturate.
+    heads: weighted modules whose results get variance 1 at most, so that what squashes them does not saturate.
     """
 
     module: Any
