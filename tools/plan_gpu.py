@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import make_models
 
 from onnx_explain import Explainer
-from onnx_explain.backends.gpu import GpuPlan, plan_of
+from onnx_explain.backends.gpu import PRECISIONS, GpuPlan, plan_of
 from onnx_explain.errors import ExplainError
 
 METHODS = ("lrp-epsilon", "lrp-epsilon-plus", "gradient", "rap")
@@ -40,8 +40,9 @@ def table(plan: GpuPlan, *, nodes: bool = False) -> list[str]:
 def summary(plan: GpuPlan) -> str:
     """One line: the share of the work, and what else runs."""
     return (
-        f"  {plan.share:.1%} of {plan.redistributed / 1e9:.2f} GFLOP of convolutions and pools by kernels; "
-        f"{plan.launches} launches, {plan.sessions} sessions, {plan.forward / 1e9:.2f} GFLOP of denominators in ONNX"
+        f"  {plan.share:.1%} of {plan.operations / 1e9:.2f} GFLOP of convolutions and pools by kernels "
+        f"({plan.redistributed / 1e9:.2f} redistribution, {plan.denominators / 1e9:.2f} denominators; in ONNX "
+        f"{plan.remaining / 1e9:.2f}); {plan.launches} launches, {plan.sessions} sessions"
     )
 
 
@@ -51,13 +52,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-m", "--method", action="append", help=f"default: {', '.join(METHODS)}")
     parser.add_argument("--arch", type=int, default=90, help="compute capability, e.g. 90")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--precision", choices=PRECISIONS, default="tf32")
+    parser.add_argument("--dense", choices=("onnx", "kernel"), default="onnx", help="what runs dense layers")
     parser.add_argument("--nodes", action="store_true", help="every node")
     asked = parser.parse_args(argv)
     for name in asked.models:
         try:
             model = make_models.build(name) if name in make_models.NETWORKS else Path(name)
             for method in asked.method or METHODS:
-                plan = plan_of(Explainer(model, method).build().model, arch=asked.arch, samples=asked.batch)
+                graph, choices = (
+                    Explainer(model, method).build().model,
+                    {"precision": asked.precision, "dense": asked.dense},
+                )
+                plan = plan_of(graph, arch=asked.arch, samples=asked.batch, **choices)
                 print(f"{name}, {method} (per sample)")
                 print("\n".join([*table(plan, nodes=asked.nodes), summary(plan)]))
         except ExplainError as error:

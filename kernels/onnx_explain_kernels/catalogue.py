@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from onnx_explain_kernels import forms
-from onnx_explain_kernels.forms import ConvForm, PoolForm
+from onnx_explain_kernels.forms import ConvForm, DenominatorForm, PoolForm
 from onnx_explain_kernels.geometry import Conv, Pool
-from onnx_explain_kernels.plan import Layouts, Plan, plan_apply, plan_conv, plan_pool, plan_shift
+from onnx_explain_kernels.plan import Layouts, Plan, plan_apply, plan_conv, plan_denominator, plan_pool, plan_shift
 from onnx_explain_kernels.tiles import Precision
 
 PLAIN, END = Layouts(), Layouts(r="nhwc")
@@ -25,13 +25,27 @@ USES: tuple[tuple[str, ConvForm, Layouts], ...] = (
     ("below_d", forms.BELOW_D, LINK),
     ("gradient", forms.GRADIENT, END),
     ("gradient_chain", forms.GRADIENT_CHAIN, LINK),
+    ("gradient_clip", forms.GRADIENT_CLIP, LINK),
     ("alpha_beta", forms.ALPHA_BETA, PLAIN),
     ("gamma", forms.GAMMA, PLAIN),
     ("relative", forms.RELATIVE, PLAIN),
     ("relative_chain", forms.RELATIVE_CHAIN, PLAIN),
+    ("relative_given", forms.RELATIVE_GIVEN, END),
     ("halves", forms.HALVES, PLAIN),
+    ("halves_given", forms.HALVES_GIVEN, END),
     ("box", forms.BOX, PLAIN),
     ("box_given", forms.BOX_GIVEN, END),
+)
+# passes forward: read as the forward pass leaves it, denominators like it, quotients channels last
+DENOMINATOR_USES: tuple[tuple[str, DenominatorForm, Layouts], ...] = (
+    ("sum", DenominatorForm(biased=True), PLAIN),
+    ("sum_halves", DenominatorForm("halves", biased=True), PLAIN),
+    ("quotient", DenominatorForm("x", "quotient", biased=True, accounts=True), START),
+    ("quotient_halves", DenominatorForm("halves", "quotient", biased=True, accounts=True), START),
+    ("pair", DenominatorForm("twin", "pair"), PLAIN),
+    ("pair_divided", DenominatorForm("twin", "pair", divided=True), START),
+    ("pair_shifted", DenominatorForm("twin", "pair", divided=True, shifted=True), START),
+    ("pair_signed", DenominatorForm("magnitudes", "pair", divided=True), START),
 )
 POOL_USES: tuple[tuple[str, PoolForm, Layouts], ...] = (
     ("max", PoolForm("max"), PLAIN),
@@ -50,6 +64,10 @@ _KINDS = {
     "few_channels": Conv.of(2, 3, 64, (8, 8), (3, 3), pads=(1, 1, 1, 1)),
     "odd_filters": Conv.of(2, 64, 63, (8, 8), (3, 3), pads=(1, 1, 1, 1)),
     "depthwise": Conv.of(2, 64, 64, (8, 8), (3, 3), pads=(1, 1, 1, 1), group=64),
+}
+_FORWARD_KINDS = {
+    **{k: _KINDS[k] for k in ("wide", "few_channels", "depthwise")},
+    "odd_channels": Conv.of(2, 63, 64, (8, 8), (3, 3), pads=(1, 1, 1, 1)),
 }
 SAMPLES = 32
 # VGG-16, ResNet-50, MobileNet-v2 and DenseNet-121: one of each kind of layer
@@ -92,6 +110,9 @@ def shipped_plans(arch: int) -> Iterator[tuple[str, Plan]]:
     for name, form, layouts in USES:
         for kind, conv in _KINDS.items():
             yield f"{name}/{kind}", plan_conv(conv, form, arch=arch, layouts=layouts, generic=True)
+    for name, divisor, layouts in DENOMINATOR_USES:
+        for kind, conv in _FORWARD_KINDS.items():
+            yield f"{name}/{kind}", plan_denominator(conv, divisor, arch=arch, layouts=layouts, generic=True)
     pool = Pool.of(2, 8, (9, 9), (3, 3), strides=(2, 2), pads=(1, 1, 1, 1))
     for pool_name, pool_form, layouts in POOL_USES:
         yield f"pool/{pool_name}", plan_pool(pool, pool_form, arch=arch, layouts=layouts, generic=True)
@@ -111,6 +132,12 @@ def layer_plans(arch: int, precisions: tuple[Precision, ...] = ("tf32",)) -> Ite
             for precision in precisions:
                 plan = plan_conv(conv, form, arch=arch, layouts=layouts, precision=precision)
                 yield f"{name}/{use}/{precision}", plan
+        for use, divisor, layouts in DENOMINATOR_USES:
+            for precision in precisions:
+                yield (
+                    f"{name}/{use}/{precision}",
+                    plan_denominator(conv, divisor, arch=arch, layouts=layouts, precision=precision),
+                )
     for name, pool in POOLS.items():
         kind = "average" if name in ("global", "densenet_pool") else "max"
         for use, pool_form, layouts in POOL_USES:

@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -63,7 +64,7 @@ def compile_kernel(spec: Specialisation) -> Binary:
         ArgumentError: the compiled parameters are not the expected ones.
 
     """
-    binary = _triton(spec) if SOURCES[spec.kernel] == "conv_kernel.py" else _numba(spec)
+    binary = _numba(spec) if SOURCES[spec.kernel] == "pool_kernel.py" else _triton(spec)
     found = list(binary.resources.parameters)
     if found != expected_parameters(spec, binary.scratch):
         raise ArgumentError(
@@ -108,15 +109,13 @@ def _triton_once(spec: Specialisation) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from onnx_explain_kernels import conv_kernel
-
     types = {"fp32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16}
     constants: dict[str, Any] = dict(spec.constants)
     if "DOT" in constants:
         constants["DOT"] = types[constants["DOT"]]
     names = [name for name, _ in spec.parameters]
     source = ASTSource(
-        fn=getattr(conv_kernel, spec.kernel),
+        fn=triton_source(spec),
         signature=dict(spec.parameters),
         constexprs=constants,
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in spec.claims},
@@ -126,6 +125,12 @@ def _triton_once(spec: Specialisation) -> Any:
         knobs.cache.dir = private
         knobs.compilation.disable_line_info = True
         return triton.compile(source, target=GPUTarget("cuda", spec.arch, 32), options=options)
+
+
+def triton_source(spec: Specialisation) -> Any:
+    """The Triton function behind a specialisation."""
+    module = import_module(f"onnx_explain_kernels.{SOURCES[spec.kernel].removesuffix('.py')}")
+    return getattr(module, spec.kernel)
 
 
 def pool_source(spec: Specialisation) -> Callable[..., Any]:

@@ -98,7 +98,10 @@ def _finish(
         at_bound = tl.where(valid, (n * low_n)[:, None] + (channel * low_c)[None, :], 0)
         lv = tl.load(low + at_bound, mask=valid, other=0.0).to(tl.float32)
         hv = tl.load(high + at_bound, mask=valid, other=0.0).to(tl.float32)
-        value = (xv - lv) * first + (xv - hv) * second
+        if NUMERATOR == "inside":  # noqa: SIM108 (a branch that is compiled or not)
+            value = tl.where((xv > lv) & (xv < hv), first, 0.0)
+        else:
+            value = (xv - lv) * first + (xv - hv) * second
     if ACCUMULATE:
         value += tl.load(out + at_out, mask=valid, other=0.0).to(tl.float32)
     if BELOW == "x":

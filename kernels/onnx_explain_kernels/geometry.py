@@ -13,7 +13,7 @@ from onnx_explain_kernels.errors import UnsupportedShape
 
 Pair = tuple[int, int]
 Layout = Literal["nchw", "nhwc"]
-NARROW = 8  # filters per group
+NARROW = 8  # filters (forward: channels) per group
 LIMIT = 2**31  # offsets within a sample are 32-bit integers in the kernels
 
 
@@ -122,6 +122,11 @@ class Conv:
     def narrow(self) -> bool:
         """Whether its groups are too narrow for the matrix unit (depthwise): the kernel without it takes them."""
         return self.group > 1 and self.filters // self.group <= NARROW
+
+    @property
+    def shallow(self) -> bool:
+        """As `narrow`, for a pass forward: its sums run over few channels."""
+        return self.group > 1 and self.channels // self.group <= NARROW
 
     @property
     def operations(self) -> int:

@@ -20,9 +20,20 @@ from typing import Any
 from onnx_explain_kernels.compiler import Binary, compile_kernel, expected_parameters
 from onnx_explain_kernels.driver import Driver
 from onnx_explain_kernels.errors import ArgumentError, CompilerMissing
-from onnx_explain_kernels.forms import ConvForm, PoolForm
+from onnx_explain_kernels.forms import ConvForm, DenominatorForm, PoolForm
 from onnx_explain_kernels.geometry import Conv, Pool
-from onnx_explain_kernels.plan import LAYOUTS, TYPES, Layouts, Plan, Types, plan_apply, plan_conv, plan_pool, plan_shift
+from onnx_explain_kernels.plan import (
+    LAYOUTS,
+    TYPES,
+    Layouts,
+    Plan,
+    Types,
+    plan_apply,
+    plan_conv,
+    plan_denominator,
+    plan_pool,
+    plan_shift,
+)
 from onnx_explain_kernels.store import Store
 from onnx_explain_kernels.tiles import Precision, architecture
 
@@ -101,7 +112,13 @@ class Kernel:
         self._function = driver.load(binary.code, binary.name, binary.shared)
 
     def __call__(
-        self, tensors: Mapping[str, Any], *, stream: int = 0, epsilon: float = 0.0, below_epsilon: float = 0.0
+        self,
+        tensors: Mapping[str, Any],
+        *,
+        stream: int = 0,
+        epsilon: float = 0.0,
+        below_epsilon: float = 0.0,
+        scale: float = 1.0,
     ) -> None:
         """Launch on `stream` (a CUstream as an integer; 0 is the default one).
 
@@ -110,13 +127,15 @@ class Kernel:
             stream: where to.
             epsilon: ε of the quotient.
             below_epsilon: ε' of the division for the layer below.
+            scale: what relevance is multiplied by before a denominator's form divides it.
 
         Raises:
             ArgumentError: a tensor is missing or unknown, too small, not aligned, or would be overwritten while read.
 
         """
         places = self._places(tensors)
-        values: dict[str, Any] = {**self.plan.integers, **places, "epsilon": epsilon, "below_epsilon": below_epsilon}
+        numbers = {"epsilon": epsilon, "below_epsilon": below_epsilon, "scale": scale}
+        values: dict[str, Any] = {**self.plan.integers, **places, **numbers}
         spec = self.binary.specialisation
         listed = [values.get(name, 0) for name, _ in spec.arguments]
         packed = self._packer.pack(*listed, *(0, 0) if self.binary.scratch else ())
@@ -213,6 +232,22 @@ class Kernels:
         def planned(generic: bool) -> Plan:
             options: dict[str, Any] = {"layouts": layouts, "types": types, "precision": precision, "bounds": bounds}
             return plan_conv(conv, form, arch=self.arch, generic=generic, **options)
+
+        return self._either(planned)
+
+    def denominator(
+        self, conv: Conv, form: DenominatorForm, *, layouts: Layouts = LAYOUTS, precision: Precision = "tf32"
+    ) -> Kernel:
+        """The kernel of one fused pass forward over a convolution (`plan.plan_denominator` has the arguments).
+
+        Raises:
+            UnsupportedShape: the form or size has no kernel.
+            CompilerMissing: nothing is stored for it and no compiler is installed.
+
+        """
+
+        def planned(generic: bool) -> Plan:
+            return plan_denominator(conv, form, arch=self.arch, layouts=layouts, precision=precision, generic=generic)
 
         return self._either(planned)
 

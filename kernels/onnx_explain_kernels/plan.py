@@ -11,19 +11,23 @@ from math import prod
 from typing import Any, Literal
 
 from onnx_explain_kernels.errors import UnsupportedShape
-from onnx_explain_kernels.forms import ConvForm, PoolForm
+from onnx_explain_kernels.forms import ConvForm, DenominatorForm, PoolForm
 from onnx_explain_kernels.geometry import LIMIT, Conv, Layout, Pool, strides_of
 from onnx_explain_kernels.specialisation import Constant, Specialisation
-from onnx_explain_kernels.tiles import PRECISIONS, Precision, Tile, conv_tile, generic_tile, narrow_tile
+from onnx_explain_kernels.tiles import PRECISIONS, Precision, Tile, conv_tile, generic_tile, narrow_tile, sum_tile
 
 Storage = Literal["fp32", "bf16", "fp16"]
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 CONV_TENSORS = ("r", "a", "b", "z", "delta", "w", "v", "x", "d", "low", "high", "out", "sums", "counts")
 CONV_SIZES = ("N", "G", "C", "K", "H", "W", "P", "Q", "R", "S", "SH", "SW", "PH", "PW", "DH", "DW")
 CONV_STRIDES = ("r_n", "r_k", "r_h", "r_w", "x_n", "x_c", "x_h", "x_w", "o_n", "o_c", "o_h", "o_w", "low_n", "low_c")
+SUM_TENSORS = ("x", "w", "v", "bias", "z", "r", "delta", "out", "pair", "lost")
+SUM_STRIDES = ("r_n", "r_k", "r_w", "x_n", "x_c", "x_h", "x_w", "o_n", "o_k", "o_w")
 POOL_SIZES = ("N", "C", "H", "W", "P", "Q", "KH", "KW", "SH", "SW", "PH", "PW", "EH", "EW", "DH", "DW", "PAD")
 POOL_STRIDES = tuple(f"{t}_{s}" for t in "xyro" for s in "ncp")
 NUMBERS = ("epsilon", "below_epsilon")
+SUM_NUMBERS = ("epsilon", "scale")
+MIXED = 16  # fewer channels than this share a turn's depth between kernel offsets
 THREADS = 256  # of a pooling block
 _BLOCK = 1024  # elements per program of the shift's two kernels
 
@@ -201,19 +205,24 @@ def _conv_specialisation(
     layouts: Layouts,
     generic: bool,
 ) -> Specialisation:
+    forward = kernel.endswith("_denominator")
+    tensors, numbers, strides = (
+        (SUM_TENSORS, SUM_NUMBERS, SUM_STRIDES) if forward else (CONV_TENSORS, NUMBERS, CONV_STRIDES)
+    )
     fixed = {k: v for k, v in integers.items() if not generic or k in _unit_strides(layouts)}
-    aligned = generic and all(integers[k] % 16 == 0 for k in _aligned_strides(layouts))
-    claims = [*pointers, *(_aligned_strides(layouts) if aligned else ())]
+    multiples = ("C",) if forward else _aligned_strides(layouts)
+    aligned = generic and all(integers[k] % 16 == 0 for k in multiples)
+    claims = [*pointers, *(multiples if aligned else ())]
     constants: dict[str, Constant] = {**fixed, **words}
     parameters: list[tuple[str, str]] = []
-    for name in (*CONV_TENSORS, *NUMBERS, *CONV_SIZES, *CONV_STRIDES):
+    for name in (*tensors, *numbers, *CONV_SIZES, *strides):
         if name in pointers:
             parameters.append((name, f"*{pointers[name]}"))
-        elif name in CONV_TENSORS or name in fixed:
+        elif name in tensors or name in fixed:
             constants.setdefault(name, None)
             parameters.append((name, "constexpr"))
         else:
-            parameters.append((name, "fp32" if name in NUMBERS else "i32"))
+            parameters.append((name, "fp32" if name in numbers else "i32"))
     parameters += [(name, "constexpr") for name in _WORDS[kernel]]
     ordered = tuple((n, constants[n]) for n, t in parameters if t == "constexpr")
     return Specialisation(kernel, arch, tuple(parameters), ordered, tuple(claims), tile.warps, tile.stages)
@@ -236,12 +245,29 @@ _WORDS = {
     ),
     "narrow_relevance": (*_FORM_WORDS, "FLAT", "STEPPED", "BM", "BN"),
 }
+_SUM_WORDS = ("SOURCE", "END", "BIASED", "ACCOUNTS", "GATE", "DIVIDED", "SHIFTED")
+_WORDS |= {
+    "conv_denominator": (
+        *_SUM_WORDS,
+        "FOLD",
+        "MIXED",
+        "POINT",
+        "EVEN_K",
+        "DOT",
+        "PRECISION",
+        "BM",
+        "BN",
+        "BK",
+    ),
+    "narrow_denominator": (*_SUM_WORDS, "BM", "BN"),
+}
 
 
 def _unit_strides(layouts: Layouts) -> tuple[str, ...]:
     """Strides that a layout makes 1."""
-    names = {"r": ("r_w", "r_k"), "x": ("x_w", "x_c"), "o": ("o_w", "o_c")}
-    return tuple(names[t][lay == "nhwc"] for t, lay in (("r", layouts.r), ("x", layouts.x), ("o", layouts.out)))
+    names = {"r": (("r_w",), ("r_k",)), "x": (("x_w",), ("x_c",)), "o": (("o_w",), ("o_c", "o_k"))}
+    laid = (("r", layouts.r), ("x", layouts.x), ("o", layouts.out))
+    return tuple(name for t, layout in laid for name in names[t][layout == "nhwc"])
 
 
 def _aligned_strides(layouts: Layouts) -> tuple[str, ...]:
@@ -264,6 +290,87 @@ def _conv_needs(
     counts |= {"out": inputs, "delta": conv.samples, "low": bound, "high": bound}
     counts |= dict.fromkeys(("sums", "counts"), conv.samples * rows)
     return {name: counts[name] * BYTES[kind] for name, kind in pointers.items()}
+
+
+def plan_denominator(
+    conv: Conv,
+    form: DenominatorForm,
+    *,
+    arch: int,
+    layouts: Layouts = LAYOUTS,
+    precision: Precision = "tf32",
+    generic: bool = False,
+) -> Plan:
+    """The launch of one fused pass forward over a convolution, in float32.
+
+    Args:
+        conv: the layer's geometry.
+        form: what is fused.
+        arch: the architecture, e.g. 90.
+        layouts: how x, the tensors that are read at the output (r, z; `lost` too), and the results lie in memory.
+        precision: of the products.
+        generic: leave every size to run time, as shipped kernels do.
+
+    Raises:
+        UnsupportedShape: the form, precision or size has no kernel, or no generic one.
+
+    """
+    if precision not in PRECISIONS:
+        raise UnsupportedShape(f"Precision {precision!r} is unknown: {', '.join(PRECISIONS)} are.")
+    integers = _sum_integers(conv, layouts)
+    positions, depth, filters = prod(conv.out), conv.channels // conv.group, conv.filters // conv.group
+    words: dict[str, Constant] = {
+        "SOURCE": form.source,
+        "END": form.end,
+        "BIASED": form.biased,
+        "ACCOUNTS": form.accounts,
+        "GATE": form.gate,
+        "DIVIDED": form.divided,
+        "SHIFTED": form.shifted,
+    }
+    if conv.shallow:
+        last = layouts.r == layouts.out == "nhwc"
+        tile = narrow_tile(*(128, 64) if generic else (positions, conv.filters), channels_last=last)
+        columns = -(-conv.filters // tile.columns)
+        row_tiles = conv.samples * -(-positions // tile.rows)
+    else:
+        small = conv.samples * max(conv.channels * prod(conv.size), conv.filters * positions) < LIMIT
+        if generic and not small:
+            raise UnsupportedShape(f"{conv}: a batch of 2³¹ elements or more has no shipped kernel.")
+        fold = generic or (small and positions % 128 != 0 and positions < 4096)
+        branch = {"halves": "dual", "twin": "twin", "magnitudes": "twin"}.get(form.source, "single")
+        rows = conv.samples * positions if fold else positions
+        if generic:
+            tile = generic_tile(arch, filters, branch=branch, quotient="given")
+        else:
+            tile = sum_tile(arch, rows, filters, depth, branch=branch, pair=form.end == "pair", precision=precision)
+        columns = conv.group * -(-filters // tile.columns)
+        row_tiles = -(-rows // tile.rows) if fold else conv.samples * -(-positions // tile.rows)
+        point = conv.kernel == conv.strides == (1, 1) and conv.begin == (0, 0) and conv.size == conv.out
+        mixed = depth < MIXED
+        words |= {"FOLD": fold, "MIXED": mixed, "POINT": point and not generic, "DOT": _dot(precision)}
+        words |= {"EVEN_K": not generic and depth % tile.depth == 0, "PRECISION": _mode(precision), "BK": tile.depth}
+    words |= {"BM": tile.rows, "BN": tile.columns}
+    kernel = "narrow_denominator" if conv.shallow else "conv_denominator"
+    weights = "fp32" if conv.shallow else _dot(precision)
+    pointers = {name: weights if name in "wv" else "fp32" for name in (*form.operands, *form.results)}
+    spec = _conv_specialisation(kernel, arch, pointers, integers, words, tile, layouts, generic)
+    outputs = conv.samples * conv.filters * positions
+    counts = {**dict.fromkeys(("z", "r", "out", "pair", "lost"), outputs), **dict.fromkeys("wv", conv.weights)}
+    counts |= {"x": conv.samples * conv.channels * prod(conv.size), "bias": conv.filters, "delta": conv.samples}
+    needs = {name: counts[name] * BYTES[kind] for name, kind in pointers.items()}
+    alike = frozenset({"r", "z"} if layouts.r == layouts.out else ())
+    grid, operations = _grid(row_tiles * columns, 1), conv.operations * form.products
+    return Plan(spec, grid, 32 * tile.warps, integers, needs, form.results, alike, operations)
+
+
+def _sum_integers(conv: Conv, layouts: Layouts) -> dict[str, int]:
+    sizes = (conv.samples, conv.group, conv.channels // conv.group, conv.filters // conv.group, *conv.size, *conv.out)
+    geometry = (*conv.kernel, *conv.strides, *conv.begin, *conv.dilations)
+    r_n, r_k, _, r_w = strides_of(layouts.r, conv.filters, conv.out)
+    o_n, o_k, _, o_w = strides_of(layouts.out, conv.filters, conv.out)
+    strides = (r_n, r_k, r_w, *strides_of(layouts.x, conv.channels, conv.size), o_n, o_k, o_w)
+    return dict(zip((*CONV_SIZES, *SUM_STRIDES), (*sizes, *geometry, *strides), strict=True))
 
 
 def plan_pool(pool: Pool, form: PoolForm, *, arch: int, layouts: Layouts = LAYOUTS, generic: bool = False) -> Plan:

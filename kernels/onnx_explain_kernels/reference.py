@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_explain_kernels.forms import ConvForm, PoolForm
+from onnx_explain_kernels.forms import ConvForm, DenominatorForm, PoolForm
 from onnx_explain_kernels.geometry import Conv, Pool
 
 Array = npt.NDArray[np.float64]
 Arrays = Mapping[str, npt.NDArray[Any]]
+TINY = 1e-20  # added to RAP's denominators: where they are zero, so is all that their quotients are multiplied by
+ROUNDING = float(np.finfo(np.float32).eps)
 
 
 def stabilised(z: Array, epsilon: float) -> Array:
@@ -125,6 +127,7 @@ def conv_relevance(
         "x-": lambda: np.minimum(x, 0) * up,
         "|x-|": lambda: np.maximum(-x, 0) * up,
         "active": lambda: (x > 0) * up,
+        "inside": lambda: ((x > low) & (x < high)) * up,
         "halves": lambda: np.maximum(x, 0) * up + np.minimum(x, 0) * twin,
         "box": lambda: (x - low) * up + (x - high) * twin,
     }
@@ -137,6 +140,60 @@ def conv_relevance(
     if form.sums:
         found |= {"sums": value.sum((1, 2, 3)), "counts": (value != 0).sum((1, 2, 3)).astype(np.float64)}
     return found
+
+
+def relative_pair(form: DenominatorForm, first: Array, second: Array, z: Array, bias: Array) -> tuple[Array, Array]:
+    """RAP's Z⁺ and Z⁻ from one or two sums; neither falls below what float32 rounds away."""
+    total, u = first + TINY, z - bias
+    if form.source == "twin":
+        return total, second
+    if form.source == "x":
+        return total, np.maximum(total - u, 4 * ROUNDING * (total + np.abs(bias)))
+    u = second if form.source == "magnitudes" else u
+    floor = 8 * ROUNDING * total
+    return np.maximum((total + u) / 2, floor), np.maximum((total - u) / 2, floor)
+
+
+def conv_denominator(
+    conv: Conv, form: DenominatorForm, given: Arrays, *, epsilon: float = 0.0, scale: float = 1.0
+) -> dict[str, Array]:
+    """One fused pass forward over a convolution.
+
+    Args:
+        conv: the geometry.
+        form: what is fused.
+        given: `form.operands` by name: x [N, C, H, W]; w v [K, C/group, R, S]; bias [K]; z r [N, K, P, Q]; delta [N].
+        epsilon: ε of the quotient.
+        scale: what r is multiplied by.
+
+    Returns:
+        ``out`` [N, K, P, Q], of a pair ``pair`` too, and with `form.accounts` ``lost``.
+
+    """
+    x = np.asarray(given["x"], np.float64)
+    versions = {"x": x, "x+": np.maximum(x, 0), "x-": np.minimum(x, 0), "|x|": np.abs(x)}
+    versions |= {"halves": versions["x+"], "twin": x, "magnitudes": versions["|x|"]}
+    first, second = conv_forward(conv, versions[form.source], given["w"]), np.zeros(())
+    if form.two_weights:
+        second = conv_forward(conv, versions["x-"] if form.source == "halves" else x, given["v"])
+    if form.source == "halves":
+        first = first + second
+    bias = np.asarray(given["bias"], np.float64).reshape(1, -1, 1, 1) if form.biased else np.zeros((1, 1, 1, 1))
+    z = np.asarray(given["z"], np.float64) if form.reads_z else np.zeros(())
+    if form.end == "sum":
+        return {"out": first + bias}
+    r = np.asarray(given["r"], np.float64) * scale if form.reads_r else np.zeros(())
+    if form.shifted:
+        r = apply_shift(r, given["delta"])
+    if form.end == "quotient":
+        r = r * (z > 0) if form.gate == "positive" else r * (z < 0) if form.gate == "negative" else r
+        s = over(r, first + bias, epsilon)
+        return {"out": s, "lost": r - s * first} if form.accounts else {"out": s}
+    above, below = relative_pair(form, first, second, z, bias)
+    if not form.divided:
+        return {"out": above, "pair": below}
+    gain, loss = np.maximum(r, 0), np.minimum(r, 0)
+    return {"out": over(gain, above), "pair": over(r, above + below) + over(loss, below)}
 
 
 def shift_of_sums(sums: Array, counts: Array, want: Array) -> tuple[Array, Array]:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+READS = {"denominator_kernel.py": ("conv_kernel.py",)}  # source files that a source file takes functions from
 Constant = int | str | bool | None
 SOURCES = {"conv_relevance": "conv_kernel.py", "narrow_relevance": "conv_kernel.py", "shift_of_sums": "conv_kernel.py"}
 SOURCES |= {"apply_shift": "conv_kernel.py", "max_pool": "pool_kernel.py", "average_pool": "pool_kernel.py"}
+SOURCES |= {"conv_denominator": "denominator_kernel.py", "narrow_denominator": "denominator_kernel.py"}
 
 
 @dataclass(frozen=True)
@@ -55,5 +57,6 @@ class Specialisation:
 
 @cache
 def source_digest(name: str) -> str:
-    """The digest of a kernel's source file: another source is another kernel."""
-    return hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest()
+    """The digest of a kernel's source files: another source is another kernel."""
+    whole = b"".join(Path(__file__).with_name(file).read_bytes() for file in (name, *READS.get(name, ())))
+    return hashlib.sha256(whole).hexdigest()

@@ -90,6 +90,20 @@ def conv_tile(
     return tile
 
 
+def sum_tile(arch: int, rows: int, columns: int, depth: int, *, branch: str, pair: bool, precision: Precision) -> Tile:
+    """The tile of `conv_denominator` for so many positions, filters and channels (within a group).
+
+    Positions step by the stride here and lie apart: addresses take registers, so columns are at most 64.
+    """
+    quotient = "relative" if pair else "given"
+    if branch == "twin" and not _keeps_sums_apart(arch):
+        rows = min(rows, 64)  # two sums and what the end reads beside them
+    tile = conv_tile(
+        arch, rows, min(columns, 64), depth, branch=branch, quotient=quotient, precision=precision, flat=False
+    )
+    return replace(tile, depth=16) if depth < 32 else tile
+
+
 def generic_tile(arch: int, columns: int, *, branch: str, quotient: str) -> Tile:
     """The tile of a shipped kernel, whose addresses are all computed at run time: small, for registers."""
     stages = 2 if shared_bytes(arch) < 128 * 1024 or branch != "single" or quotient != "given" else 3

@@ -12,11 +12,12 @@ from onnx_explain_kernels.geometry import Conv
 from onnx_explain_kernels.tiles import Precision
 
 
-def pack(w: npt.NDArray[Any], conv: Conv, *, precision: Precision = "tf32") -> npt.NDArray[Any]:
-    """A weight [K, C/group, *kernel] or [K, C] as [R, S, group, C/group, K/group], filters innermost.
+def pack(w: npt.NDArray[Any], conv: Conv, *, precision: Precision = "tf32", forward: bool = False) -> npt.NDArray[Any]:
+    """A weight [K, C/group, *kernel] or [K, C] as [R, S, group, C/group, K/group], filters innermost: what is summed over
+    lies together. `forward`: for denominators, [R, S, group, K/group, C/group].
 
     In float32, or for ``fp16`` and ``bf16`` in 16 bits (bfloat16 as uint16, rounded to nearest even); the kernel of narrow
-    groups (`Conv.narrow`) reads float32 whatever the precision.
+    groups (`Conv.narrow`, forward `Conv.shallow`) reads float32 whatever the precision.
 
     Raises:
         UnsupportedShape: the weight is not that of the layer.
@@ -26,8 +27,8 @@ def pack(w: npt.NDArray[Any], conv: Conv, *, precision: Precision = "tf32") -> n
     if w.ndim < 2 or w.shape[:2] != (conv.filters, wide) or w.size != conv.weights:
         raise UnsupportedShape(f"A weight of shape {w.shape} is not that of {conv}.")
     whole = np.asarray(w, np.float32).reshape(conv.group, deep, wide, *conv.kernel)
-    packed = np.ascontiguousarray(whole.transpose(3, 4, 0, 2, 1))
-    if conv.narrow or precision not in ("fp16", "bf16"):
+    packed = np.ascontiguousarray(whole.transpose(3, 4, 0, *((1, 2) if forward else (2, 1))))
+    if (conv.shallow if forward else conv.narrow) or precision not in ("fp16", "bf16"):
         return packed
     if precision == "fp16":
         return np.clip(packed, -65504, 65504).astype(np.float16)

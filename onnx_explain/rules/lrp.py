@@ -198,7 +198,7 @@ def _expand_one(op: Emitter, node: CompositeNode, role: Linear, share: dict[str,
     scaled = r if share["scale"] == 1.0 else op.Mul(r, share["scale"])
     nonnegative = _denominator_sign(rule, share)
     slack = rule["epsilon"] if nonnegative else 0.0
-    unbiased, total, raised = _denominator(op, node, role, share["terms"], z, slack)
+    unbiased, total, raised = denominator(op, node, role, share["terms"], z, slack)
     cofactor = _cofactor(scaled, total) if total is z and not nonnegative and rule["epsilon"] else None
     if cofactor is not None:
         # R = z·c from the sum behind: R/D(z, ε) = c·|z|/(|z| + ε), without the sign of z
@@ -233,7 +233,7 @@ def _denominator_sign(rule: dict[str, Any] | Any, share: dict[str, Any]) -> bool
     return versions <= safe and all(t["sign"] > 0 and t["b"] in ("+", "0", "2") for t in terms)
 
 
-def _denominator(
+def denominator(
     op: Emitter, node: CompositeNode, role: Linear, terms: list[dict[str, Any]], z: Value, slack: float
 ) -> tuple[Any, Value, bool]:
     """(the bias-free part as a thunk, Σ L(w')x' + b', whether `slack` has been added to it).

@@ -96,7 +96,7 @@ def _expand_hidden(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     return result
 
 
-def _unbiased(op: Emitter, node: CompositeNode) -> Value:
+def unbiased(op: Emitter, node: CompositeNode) -> Value:
     """U = y - b wherever R is not zero."""
     bias, z = node.extra[0], node.extra[1]
     if z is None:
@@ -111,20 +111,20 @@ def _nonnegative(op: Emitter, node: CompositeNode, role: Linear) -> tuple[Value,
     """
     x, w = node.node.input(role.data), _weight(node, role)
     above = version_of(op, w, "+")
-    below = _magnitude_of_negative(op, w)
-    zp = _raised(op, role.forward(op, x, above), role)
+    below = magnitude_of_negative(op, w)
+    zp = raised(op, role.forward(op, x, above), role)
     # what y - b has lost to rounding is a few units of Z⁺ and of the bias: below that Z⁻ is noise
     unit, bias = 4.0 * float(np.finfo(_numpy(x)).eps), node.extra[0]
     floor = op.Mul(zp, unit)
     if bias is not None:
         floor = op.Add(floor, op.Mul(op.Abs(bias), unit))
-    zm = op.Max(op.Sub(zp, _unbiased(op, node)), floor)
+    zm = op.Max(op.Sub(zp, unbiased(op, node)), floor)
     sa, sb = _divided(op, node, zp, zm, op.Add(zp, zm))
     up, down = role.transpose(op, sa, above, x), role.transpose(op, sb, below, x)
     return _shifted(op, node, op.typed(op.Mul(x, op.Add(up, down)), x))
 
 
-def _raised(op: Emitter, z: Value, role: Linear) -> Value:
+def raised(op: Emitter, z: Value, role: Linear) -> Value:
     """Z + 1e-20: a bias per channel, which the runtime takes into the operator itself."""
     sizes_of_z = sizes(z)
     shape = [sizes_of_z[a] if a == role.channel_axis else 1 for a in range(rank(z))]
@@ -134,7 +134,7 @@ def _raised(op: Emitter, z: Value, role: Linear) -> Value:
 def _released(op: Emitter, node: CompositeNode, role: Linear, x: Value) -> tuple[Value, Value]:
     """The released rule on a non-negative part of the input, both denominators computed directly."""
     w = _weight(node, role)
-    above, below = version_of(op, w, "+"), _magnitude_of_negative(op, w)
+    above, below = version_of(op, w, "+"), magnitude_of_negative(op, w)
     zp, zm = role.forward(op, x, above), role.forward(op, x, below)
     sa, sb = _quotients(op, node, zp, zm)
     c = op.Mul(x, op.Add(role.transpose(op, sa, above, x), role.transpose(op, sb, below, x)))
@@ -145,7 +145,7 @@ def _joint(op: Emitter, node: CompositeNode, role: Linear) -> tuple[Value, Value
     """X of any sign (§6.1b): T = L_{|W|}(|x|), Z± = (T ± U)/2, two adjoints."""
     x, w = node.node.input(role.data), _weight(node, role)
     magnitude, size = op.typed(op.Abs(w), w), op.typed(op.Abs(x), x)
-    total, u = _raised(op, role.forward(op, size, magnitude), role), _unbiased(op, node)
+    total, u = raised(op, role.forward(op, size, magnitude), role), unbiased(op, node)
     floor = op.Mul(total, 8.0 * float(np.finfo(_numpy(x)).eps))
     zp, zm = (op.Max(op.Mul(part, 0.5), floor) for part in (op.Add(total, u), op.Sub(total, u)))
     sa, sb = _divided(op, node, zp, zm, op.Add(zp, zm))
@@ -204,7 +204,7 @@ def _weight(node: CompositeNode, role: Linear) -> Value:
     return node.node.input(role.weight if role.weight is not None else 1)
 
 
-def _magnitude_of_negative(op: Emitter, w: Value) -> Value:
+def magnitude_of_negative(op: Emitter, w: Value) -> Value:
     """|W⁻|."""
     return op.typed(op.Relu(op.typed(op.Neg(w), w)), w)
 
@@ -303,11 +303,11 @@ def _expand_box(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     x, w = node.node.input(role.data), _weight(node, role)
     n = rank(x)
     where = op.ints(*range(1, n))
-    low = _bound(op, x, node.rule["low"]) if node.rule["low"] is not None else op.ReduceMin(x, where, keepdims=1)
-    high = _bound(op, x, node.rule["high"]) if node.rule["high"] is not None else op.ReduceMax(x, where, keepdims=1)
+    low = bound_like(op, x, node.rule["low"]) if node.rule["low"] is not None else op.ReduceMin(x, where, keepdims=1)
+    high = bound_like(op, x, node.rule["high"]) if node.rule["high"] is not None else op.ReduceMax(x, where, keepdims=1)
     above, below = version_of(op, w, "+"), version_of(op, w, "-")
-    za = op.Sub(_unbiased(op, node), _corner(op, role, x, low, above, node.rule["low"]))
-    za = op.Sub(za, _corner(op, role, x, high, below, node.rule["high"]))
+    za = op.Sub(unbiased(op, node), image_of_bound(op, role, x, low, above, node.rule["low"]))
+    za = op.Sub(za, image_of_bound(op, role, x, high, below, node.rule["high"]))
     s = op.typed(safe_divide(op, node.r, za), node.node.y)
     # by linearity in w the two products need two adjoints, not three
     if joinable(role, node.node, x):
@@ -321,11 +321,12 @@ def _expand_box(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     return result
 
 
-def _bound(op: Emitter, x: Value, bound: Any) -> Value:
+def bound_like(op: Emitter, x: Value, bound: Any) -> Value:
+    """A bound of the box as a constant that broadcasts over x."""
     return op.constant(spread_bound(bound, x), like=x)
 
 
-def _corner(op: Emitter, role: Linear, x: Value, bound: Value, w: Value, given: Any) -> Value:
+def image_of_bound(op: Emitter, role: Linear, x: Value, bound: Value, w: Value, given: Any) -> Value:
     """L_w(bound·1): a border map of one sample, times the bound; zero padding stays zero."""
     ones = op.Expand(op.constant(np.ones([1] * rank(x)), like=x), op.ints(*sizes(x)))
     ones.shape = ir.Shape(sizes(x))
@@ -366,14 +367,15 @@ def _expand_pooled(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     spared = op.typed(op.Mul(s, y), node.node.y)
     if not node.rule["drop"]:
         rest = op.typed(op.Sub(node.r, spared), node.node.y)
-        ones = _image_of_ones(op, role, x)
+        ones = image_of_ones(op, role, x)
         even = op.typed(safe_divide(op, rest, ones), node.node.y)
         shares = op.typed(op.Add(shares, role.transpose(op, even, None, x)), x)
         spared = op.typed(op.Add(spared, op.Mul(even, ones)), node.node.y)
     return [shares, op.typed(op.Sub(node.r, spared), node.node.y)] if node.outputs > 1 else [shares]
 
 
-def _image_of_ones(op: Emitter, role: Linear, x: Value) -> Value:
+def image_of_ones(op: Emitter, role: Linear, x: Value) -> Value:
+    """What an average makes of ones."""
     ones = op.Expand(op.constant(np.ones([1] * rank(x)), like=x), op.shape_of(x))
     ones.shape = x.shape
     return role.forward(op, ones, None)

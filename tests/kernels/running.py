@@ -99,8 +99,9 @@ def triton_interpreter() -> Any:
 
 def interpret(plan: Plan, tensors: Mapping[str, np.ndarray], numbers: Mapping[str, Any]) -> None:
     """Run a Triton plan in place on flat arrays."""
-    module = triton_interpreter()
+    triton_interpreter()
     import triton.language as tl
+    from onnx_explain_kernels.compiler import triton_source
 
     spec = plan.specialisation
     kinds, constants = dict(spec.parameters), dict(spec.constants)
@@ -108,7 +109,7 @@ def interpret(plan: Plan, tensors: Mapping[str, np.ndarray], numbers: Mapping[st
         constants["DOT"] = {"fp32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16}[str(constants["DOT"])]
     values: dict[str, Any] = {**plan.integers, **constants, **numbers}
     values |= {name: Tensor(array, kinds[name][1:]) for name, array in tensors.items()}
-    getattr(module, spec.kernel)[plan.grid](**{name: values[name] for name, _ in spec.parameters})
+    triton_source(spec)[plan.grid](**{name: values[name] for name, _ in spec.parameters})
 
 
 def simulate(plan: Plan, tensors: Mapping[str, np.ndarray], numbers: Mapping[str, Any]) -> None:
@@ -125,7 +126,7 @@ def simulate(plan: Plan, tensors: Mapping[str, np.ndarray], numbers: Mapping[str
 
 def run_flat(plan: Plan, tensors: Mapping[str, np.ndarray], **numbers: float) -> None:
     """Run any plan in place on flat arrays."""
-    numbers = {"epsilon": 0.0, "below_epsilon": 0.0, **numbers}
+    numbers = {"epsilon": 0.0, "below_epsilon": 0.0, "scale": 1.0, **numbers}
     (simulate if plan.specialisation.kernel.endswith("_pool") else interpret)(plan, tensors, numbers)
 
 

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from fake_cuda import FakeCuda
 from onnx_explain_kernels import forms
-from onnx_explain_kernels.catalogue import LAYERS, POOLS, USES, layer_plans, shipped_plans
+from onnx_explain_kernels.catalogue import DENOMINATOR_USES, LAYERS, POOLS, USES, layer_plans, shipped_plans
 from onnx_explain_kernels.driver import Driver
 from onnx_explain_kernels.errors import UnsupportedShape
 from onnx_explain_kernels.forms import PoolForm
 from onnx_explain_kernels.geometry import Conv, Pool
 from onnx_explain_kernels.launch import Kernels
-from onnx_explain_kernels.plan import Layouts, plan_conv, plan_pool
+from onnx_explain_kernels.plan import Layouts, plan_conv, plan_denominator, plan_pool
 from onnx_explain_kernels.store import Store
 from onnx_explain_kernels.tiles import ARCHITECTURES, PRECISIONS, shared_bytes
 
@@ -46,7 +46,7 @@ def nvvm_is_installed() -> bool:
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """A few representative kernels, compiled once for the newest and the oldest kind of matrix unit."""
     folder = tmp_path_factory.mktemp("shipped")
-    names = ["chain/wide", "relative_chain/wide", "box/few_channels", "relative/depthwise", "shift"]
+    names = ["chain/wide", "relative_chain/wide", "box/few_channels", "quotient_halves/wide", "shift"]
     names += ["pool/max_chain", "pool/average_chain"] if nvvm_is_installed() else []
     words = ["--arch", "80", "90", "--only", *names, "--out", str(folder), "--report", str(folder / "report.json")]
     done = run_tool(*words)
@@ -89,7 +89,7 @@ def test_what_was_compiled_is_launched_with_the_parameters_it_declares(
 
 def test_sample_layers_compile_for_their_shape_without_spills(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    names = ["vgg_3_1/relative_chain/", "vgg_3_1/chain/", "resnet_stem/box/", "mobilenet_depthwise/chain/"]
+    names = ["vgg_3_1/relative_chain/", "vgg_3_1/chain/", "resnet_stem/box/", "vgg_3_1/pair_shifted/"]
     done = run_tool("--layers", "--arch", "90", "--only", *names, "--report", str(report))
     assert done.returncode == 0, done.stdout + done.stderr
     assert [r["stack"] for r in json.loads(report.read_text())] == [0, 0, 0, 0]
@@ -139,6 +139,9 @@ def test_every_sample_layer_is_answered_by_a_shipped_kernel(arch: int) -> None:
         for _, form, layouts in USES:
             plan = plan_conv(conv, form, arch=arch, layouts=layouts, generic=True)
             assert plan.specialisation.digest in digests, (conv, form)
+        for _, divisor, layouts in DENOMINATOR_USES:
+            plan = plan_denominator(conv, divisor, arch=arch, layouts=layouts, generic=True)
+            assert plan.specialisation.digest in digests, (conv, divisor)
     for pool in POOLS.values():
         assert plan_pool(pool, PoolForm("max"), arch=arch, generic=True).specialisation.digest in digests
 

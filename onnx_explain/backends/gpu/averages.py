@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from onnx_explain.backends.gpu.calls import DOMAIN, POOLS, Call, Launch, pool_geometry
+from onnx_explain.backends.gpu.layers import Known
 from onnx_explain.backends.gpu.links import Link
 from onnx_explain.ir.composite import CompositeNode
 from onnx_explain.ir.emit import Emitter
@@ -15,7 +16,7 @@ from onnx_explain.rules import rap
 from onnx_explain.rules.share import linear_of, quotient, safe_divide
 
 
-def stand_in(op: Emitter, node: CompositeNode, link: Link, sums: dict[int, Value]) -> Sequence[Value] | None:
+def stand_in(op: Emitter, node: CompositeNode, link: Link, known: Known) -> Sequence[Value] | None:
     """A pool's composite by kernels, or None where there is none for it."""
     forward = node.node
     if forward.op_type not in POOLS or rank(forward.x) not in (3, 4):
@@ -27,7 +28,7 @@ def stand_in(op: Emitter, node: CompositeNode, link: Link, sums: dict[int, Value
     if geometry is None or (node.kind == "Route" and node.outputs > 1):
         return None
     if node.kind == "Route":
-        return _route(op, node, geometry, link, sums)
+        return _route(op, node, geometry, link, known)
     if node.kind == "Transpose":
         return [_call(op, node, geometry, {"kind": "average"}, {"r": node.r})]
     return _share(op, node, geometry) if node.kind == "Share" else _ratio(op, node, geometry)
@@ -52,17 +53,17 @@ def _call(
     return op.emit("Redistribute", operands, attributes, domain=DOMAIN, like=[node.node.x])[0]
 
 
-def _route(
-    op: Emitter, node: CompositeNode, geometry: Mapping[str, Any], link: Link, sums: dict[int, Value]
-) -> Sequence[Value]:
+def _route(op: Emitter, node: CompositeNode, geometry: Mapping[str, Any], link: Link, known: Known) -> Sequence[Value]:
     x, y = node.node.x, node.node.y
     words: dict[str, Any] = {"kind": "max", "numerator": "active" if link.masked else "one"}
-    below = 0.0
+    given, below, shift = {"x": x, "y": y, "r": node.r}, 0.0, known.shifts.get(id(node.r))
+    if shift is not None:
+        words["shifted"], given["delta"] = True, shift
     if link.below is not None:
         words["below"], below = "x", float(link.below.rule["epsilon"])
-    out = _call(op, node, geometry, words, {"x": x, "y": y, "r": node.r}, below=below)
-    if id(node.r) in sums and not link.masked and link.below is None:
-        sums[id(out)] = sums[id(node.r)]
+    out = _call(op, node, geometry, words, given, below=below)
+    if id(node.r) in known.sums and not link.masked and link.below is None:
+        known.sums[id(out)] = known.sums[id(node.r)]
     return [out]
 
 
@@ -95,7 +96,7 @@ def _ratio(op: Emitter, node: CompositeNode, geometry: Mapping[str, Any]) -> Seq
         return [shares]
     lost = op.typed(op.Sub(node.r, op.Mul(safe_divide(op, node.r, y), y)), forward.y)
     if not node.rule["drop"]:
-        ones = rap._image_of_ones(op, role, x)
+        ones = rap.image_of_ones(op, role, x)
         even = op.typed(safe_divide(op, lost, ones), forward.y)
         back = _call(op, node, geometry, {"kind": "average"}, {"r": even})
         shares = op.typed(op.Add(shares, back), forward.x)

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_explain.ir.view import Operation, Value, Window, dims
+from onnx_explain.ir.view import Operation, Value, Window, dims, rank
 
 DOMAIN = "ai.onnx_explain.kernel"
 POOLS = ("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool")
 LAYERS = ("Conv", *POOLS)
+DENSE = ("Gemm", "MatMul")
 _CALL = "explain_call"
 
 
@@ -28,6 +29,7 @@ class Launch:
     """One pass: a form's fields, and where each of its operands comes from.
 
     `operands` maps the kernel's letter to a position in the node's inputs; `weights` the letters w, v to versions of it.
+    `scale`: what a denominator's form multiplies relevance by.
     """
 
     form: Mapping[str, Any]
@@ -36,14 +38,17 @@ class Launch:
     epsilon: float = 0.0
     below_epsilon: float = 0.0
     bounds: tuple[bool, bool] = (False, True)
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class Call:
     """A layer's launches, in order, into one result.
 
-    `kind`: ``conv`` or ``pool``. `geometry`: the layer's for one sample, as keywords of `Conv` or `Pool`. `shifted`: RAP's
-    uniform shift follows; operand `want` (its position) holds the sums wanted, and a second output [N] the sums left.
+    `kind`: ``conv``, ``denominator`` (a pass forward) or ``pool``. `geometry`: the layer's for one sample, as keywords of `Conv`
+    or `Pool`. `shifted`: RAP's uniform shift follows; operand `want` (its position) holds the sums wanted, and a second output
+    [N] the sums left. `deferred`: the shift is not taken off but a third output, for who reads the first. `dense`: a matrix
+    product, each row a sample; `flipped`: its weight lies [inputs, outputs].
     """
 
     kind: str
@@ -52,6 +57,9 @@ class Call:
     gamma: float = 0.0
     shifted: bool = False
     want: int = -1
+    deferred: bool = False
+    dense: bool = False
+    flipped: bool = False
 
     def attributes(self) -> dict[str, Any]:
         """As attributes of a node."""
@@ -67,13 +75,14 @@ class Call:
 
 
 def version(w: npt.NDArray[Any], name: str, gamma: float) -> npt.NDArray[Any]:
-    """A version of a weight by its name in the rules: w⁺, w⁻, |w⁻|, 1, w², w + γw⁺, w + γw⁻, or w itself."""
+    """A version of a weight by its name in the rules: w⁺, w⁻, |w⁻|, |w|, 1, w², w + γw⁺, w + γw⁻, or w itself."""
     above, below = np.maximum(w, 0), np.minimum(w, 0)
     versions: dict[str, npt.NDArray[Any]] = {
         "": w,
         "+": above,
         "-": below,
         "|-|": -below,
+        "||": np.abs(w),
         "1": np.ones_like(w),
         "2": w * w,
         "g+": w + gamma * above,
@@ -109,6 +118,24 @@ def conv_geometry(node: Operation) -> dict[str, Any] | None:
     except UnsupportedShape:
         return None
     return asdict(conv)
+
+
+def dense_geometry(node: Operation) -> dict[str, Any] | None:
+    """A dense layer's geometry for one row; None where it is no plain x W or x Wᵀ of rows of samples."""
+    from onnx_explain_kernels.errors import UnsupportedShape
+    from onnx_explain_kernels.geometry import Conv
+
+    x, w = node.input(0), node.input(1)
+    plain = node.op_type == "MatMul" or (node.integer("transA", 0) == 0 and node.number("alpha", 1.0) == 1.0)
+    if not plain or rank(x) < 2 or rank(w) != 2 or None in dims(w):
+        return None
+    inputs, outputs = (int(d or 0) for d in dims(w))
+    if node.op_type == "Gemm" and node.integer("transB", 0):
+        inputs, outputs = outputs, inputs
+    try:
+        return asdict(Conv.dense(1, inputs, outputs))
+    except UnsupportedShape:
+        return None
 
 
 def pool_geometry(node: Operation) -> dict[str, Any] | None:

@@ -32,13 +32,19 @@ class OutOfMemory(ModelError):
 
 @dataclass(frozen=True)
 class Device:
-    """An open device. `kernels`: its `onnx_explain_kernels.launch.Kernels`; `provider`: ``cuda``, or ``cpu`` in tests."""
+    """An open device. `kernels`: its `onnx_explain_kernels.launch.Kernels`; `provider`: ``cuda``, or ``cpu`` in tests.
+
+    `dense`: what runs dense layers, ``onnx`` (cuBLAS through ONNX Runtime) or ``kernel``; `graphs`: whether kernels that follow
+    one another are captured in CUDA graphs. The environment sets both (`DENSE_VARIABLE`, `GRAPHS_VARIABLE`).
+    """
 
     kernels: Any
     stream: int
     provider: str = "cuda"
     ordinal: int = 0
     precision: Precision = "tf32"
+    dense: Literal["onnx", "kernel"] = "onnx"
+    graphs: bool = False
 
     @property
     def driver(self) -> Any:

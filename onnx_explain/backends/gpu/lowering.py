@@ -1,18 +1,20 @@
 """Composites of a relevance graph to kernel calls where there is a kernel, to plain ONNX elsewhere.
 
-What is not redistribution itself (denominators with other weights, what was absorbed) stays ONNX beside the call. Between
-Relu layers no relevance is written: a layer's kernel divides for the layer below (`Links`).
+What is no convolution or pool (sums, masks that follow a sum, what was absorbed) stays ONNX beside the call. Between Relu
+layers no relevance is written: a layer's kernel divides for the layer below (`links`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import onnx_ir as ir
 
 from onnx_explain.backends.gpu import averages, convolutions
-from onnx_explain.backends.gpu.calls import DOMAIN, LAYERS, Call, layer_operations
+from onnx_explain.backends.gpu.calls import DOMAIN, LAYERS, POOLS, Call, layer_operations
+from onnx_explain.backends.gpu.layers import Known, Layer
 from onnx_explain.backends.gpu.links import Link, links
 from onnx_explain.ir import composite
 from onnx_explain.ir.composite import CompositeNode, Expansion
@@ -20,6 +22,8 @@ from onnx_explain.ir.emit import PREFIX, Emitter
 from onnx_explain.ir.fold import Evaluate, fold_constants
 from onnx_explain.ir.spell import spell_out
 from onnx_explain.ir.view import Value
+
+Dense = Literal["onnx", "kernel"]
 
 
 @dataclass(frozen=True)
@@ -51,23 +55,28 @@ class Lowered:
     lines: tuple[Line, ...] = field(default=())
 
 
-def lower(model: ir.Model, evaluate: Evaluate | None = None) -> Lowered:
+def lower(
+    model: ir.Model, evaluate: Evaluate | None = None, *, precision: str = "tf32", dense: Dense = "onnx"
+) -> Lowered:
     """The relevance graph's model with each composite as a kernel call or expanded; a new model.
 
     `evaluate` computes constant expressions (`ir.fold`), which the weights of kernel calls must be when they run; a plan
-    alone does without.
+    alone does without. `precision`: of products; those that round their operands take RAP's denominators apart. `dense`:
+    what runs dense layers, ``onnx`` (cuBLAS through ONNX Runtime) or ``kernel``.
     """
     model = model.clone()
     spell_out(model)
     found = links(model.graph)
-    sums: dict[int, Value] = {}
+    known, rounded = Known(), precision not in ("ieee", "tf32x3")
     lines: list[Line] = []
 
     def meaning(node: ir.Node) -> Expansion:
         link, served = found.get(id(node), Link()), (node.name or "").removeprefix(f"{PREFIX}/").rpartition("/")[0]
 
         def write(op: Emitter, one: CompositeNode) -> Sequence[Value]:
-            values = stand_in(op, one, link, sums)
+            values = stand_in(op, one, link, known, rounded=rounded, dense=dense == "kernel")
+            if values is None and (link.divided or id(one.r) in known.shifts):
+                raise ValueError(f"{one.node.where}: the kernel above has left it work that it cannot do")
             runs = "ONNX" if values is None else "the kernel above" if link.absorbed_by_above else _form_of(values)
             lines.append(Line(served, one.node.op_type, one.kind, runs, _operations(one)))
             return values if values is not None else composite.EXPANSIONS[one.kind](op, one)
@@ -81,15 +90,18 @@ def lower(model: ir.Model, evaluate: Evaluate | None = None) -> Lowered:
     return Lowered(model, tuple(lines))
 
 
-def stand_in(op: Emitter, node: CompositeNode, link: Link, sums: dict[int, Value]) -> Sequence[Value] | None:
-    """A composite's outputs by kernels, or None where its expansion runs. `sums`: values whose sum per sample is known."""
+def stand_in(
+    op: Emitter, node: CompositeNode, link: Link, known: Known, *, rounded: bool, dense: bool
+) -> Sequence[Value] | None:
+    """A composite's outputs by kernels, or None where its expansion runs."""
     if link.absorbed_by_above:
         return [node.r]
     if node.r.dtype != ir.DataType.FLOAT or node.node.domain != "":
         return None
-    if node.node.op_type == "Conv":
-        return convolutions.stand_in(op, node, link, sums)
-    return averages.stand_in(op, node, link, sums)
+    if node.node.op_type in POOLS:
+        return averages.stand_in(op, node, link, known)
+    layer = Layer.of(op, node, link, known, rounded=rounded, dense=dense)
+    return None if layer is None else convolutions.stand_in(layer)
 
 
 def _form_of(values: Sequence[Value]) -> str:
@@ -103,7 +115,7 @@ def _form_of(values: Sequence[Value]) -> str:
                 + (f" / {one.form['below']}" if one.form.get("below", "none") != "none" else "")
                 for one in call.launches
             ]
-            return " + ".join(words) + (" + shift" if call.shifted else "")
+            return " + ".join(words) + (" + shift below" if call.deferred else " + shift" if call.shifted else "")
         value = maker.inputs[0]
     return "kernel"
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnx_explain.backends.gpu.calls import Call, layer_operations
+from onnx_explain.backends.gpu.calls import LAYERS, Call, is_constant, layer_operations
 from onnx_explain.backends.gpu.device import Precision
-from onnx_explain.backends.gpu.lowering import Line, Lowered, calls, lower
+from onnx_explain.backends.gpu.lowering import Dense, Line, Lowered, calls, lower
 from onnx_explain.backends.gpu.segments import Segment, cut
 from onnx_explain.ir.emit import PREFIX
 from onnx_explain.ir.view import Operation
@@ -16,59 +16,81 @@ from onnx_explain.ir.view import Operation
 
 @dataclass(frozen=True)
 class GpuPlan:
-    """The plan of one relevance graph. Operations are per sample.
+    """The plan of one relevance graph. Operations are per sample, of convolutions and pools.
 
-    `forward`: of the convolutions that denominators add to the forward pass, which ONNX Runtime runs (W⁺x, …). `sessions`:
-    how many ONNX models run in turn with the kernels. `launches`: how many kernels are launched.
+    `denominators`: of the convolutions that the method adds to the forward pass (W⁺x, …) and kernels run; `remaining`: of those
+    that ONNX Runtime runs. `sessions`: how many ONNX models run in turn with the kernels. `launches`: how many kernels are
+    launched.
     """
 
     lines: tuple[Line, ...]
-    forward: int
+    denominators: int
+    remaining: int
     sessions: int
     launches: int
 
     @property
     def redistributed(self) -> int:
-        """Operations of all convolutions and pools of the backward pass."""
+        """Operations of the backward pass itself."""
         return sum(one.operations for one in self.lines if one.counted)
 
     @property
+    def operations(self) -> int:
+        """Of the whole relevance pass: what the method adds to the plain forward pass."""
+        return self.redistributed + self.denominators + self.remaining
+
+    @property
     def share(self) -> float:
-        """The part of them that kernels run; 1 where there are none."""
-        by_kernel = sum(one.operations for one in self.lines if one.counted and one.by_kernel)
-        return by_kernel / self.redistributed if self.redistributed else 1.0
+        """The part of the whole relevance pass that kernels run; 1 where there is nothing to run."""
+        by_kernel = sum(one.operations for one in self.lines if one.counted and one.by_kernel) + self.denominators
+        return by_kernel / self.operations if self.operations else 1.0
 
 
-def plan_of(model: ir.Model, *, arch: int = 90, samples: int = 1, precision: Precision = "tf32") -> GpuPlan:
+def plan_of(
+    model: ir.Model, *, arch: int = 90, samples: int = 1, precision: Precision = "tf32", dense: Dense = "onnx"
+) -> GpuPlan:
     """The plan of a relevance graph's model for a device of this architecture.
 
     Raises:
         UnsupportedShape: (of the kernels) a call cannot be launched for so many samples.
 
     """
-    lowered = lower(model)
-    launches = sum(check(call, arch, samples, precision) for call in map(Call.of, calls(lowered.model.graph)))
+    lowered = lower(model, precision=precision, dense=dense)
+    asked = [Call.of(node) for node in calls(lowered.model.graph)]
+    launches = sum(check(call, arch, samples, precision) for call in asked)
     sessions = sum(isinstance(step, Segment) for step in cut(lowered.model).steps)
-    return GpuPlan(lowered.lines, _added(lowered), sessions, launches)
+    denominators = sum(_forward(call) for call in asked if call.kind == "denominator" and not call.dense)
+    return GpuPlan(lowered.lines, denominators, _remaining(lowered), sessions, launches)
 
 
 def check(call: Call, arch: int, samples: int, precision: Precision) -> int:
     """Plan every launch of a call; how many there are."""
-    from onnx_explain_kernels.forms import ConvForm, PoolForm
+    from onnx_explain_kernels.forms import ConvForm, DenominatorForm, PoolForm
     from onnx_explain_kernels.geometry import Conv, Pool
-    from onnx_explain_kernels.plan import plan_conv, plan_pool
+    from onnx_explain_kernels.plan import plan_conv, plan_denominator, plan_pool
 
     geometry = {**call.geometry, "samples": samples}
     for launch in call.launches:
         if call.kind == "pool":
             plan_pool(Pool(**geometry), PoolForm(**launch.form), arch=arch)
+        elif call.kind == "denominator":
+            plan_denominator(Conv(**geometry), DenominatorForm(**launch.form), arch=arch, precision=precision)
         else:
             conv, form = Conv(**geometry), ConvForm(**launch.form)
             plan_conv(conv, form, arch=arch, precision=precision, bounds=launch.bounds)
-    return len(call.launches) + 2 * call.shifted
+    return len(call.launches) + call.shifted * (1 if call.deferred else 2)
 
 
-def _added(lowered: Lowered) -> int:
-    """Operations of the convolutions that were written beside the model's own."""
-    ours = [n for n in lowered.model.graph if n.op_type == "Conv" and (n.name or "").startswith(f"{PREFIX}/")]
-    return sum(layer_operations(Operation.of(n)) for n in ours)
+def _forward(call: Call) -> int:
+    """Operations of a pass forward."""
+    from onnx_explain_kernels.forms import DenominatorForm
+    from onnx_explain_kernels.geometry import Conv
+
+    return sum(Conv(**call.geometry).operations * DenominatorForm(**one.form).products for one in call.launches)
+
+
+def _remaining(lowered: Lowered) -> int:
+    """Operations of the convolutions and pools that were written beside the model's own; of constants they are folded."""
+    ours = [n for n in lowered.model.graph if n.op_type in LAYERS and (n.name or "").startswith(f"{PREFIX}/")]
+    operations = [Operation.of(n) for n in ours if n.domain == ""]
+    return sum(layer_operations(one) for one in operations if not is_constant(one.x))

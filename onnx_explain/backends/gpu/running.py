@@ -54,7 +54,8 @@ class GpuRunner:
             ModelError: ONNX Runtime cannot load a part of it.
 
         """
-        lowered = lower(model, lambda constants: Session(constants).run({}))
+        choices: dict[str, Any] = {"precision": device.precision, "dense": device.dense}
+        lowered = lower(model, lambda constants: Session(constants).run({}), **choices)
         self.device, self.lines = device, lowered.lines
         self.steps: Steps = cut(lowered.model)
         self.outputs = list(self.steps.outputs)
@@ -158,7 +159,7 @@ class GpuRunner:
                 made = _inferred(self._light[i], {n: known[n] for n in step.takes if n in known}, step.gives)
             else:
                 kernels[i] = self._kernels(step, known)
-                made = self._results(step, known[step.takes[step.call.launches[0].operands["r"]]][0][0])
+                made = self._results(step, known)
                 needs += [Need(f"{i}/{k}", size, i + 1, i + 1) for k, size in kernels[i][1].items()]
             known |= made
             needs += [Need(n, _bytes(*made[n]), i + 1, max(self._last.get(n, 0), i + 1)) for n in made]
@@ -183,49 +184,62 @@ class GpuRunner:
             self._workspace = _Block(self.device, size)
         return self._workspace.pointer
 
-    def _results(self, step: KernelStep, samples: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-        geometry = step.call.geometry
-        axes = self._ranks.get(step.gives[0], 4) - 2
-        shape = (samples, geometry["channels"], *geometry["size"][-axes:])
-        return dict(zip(step.gives, [(shape, _FLOAT), ((samples,), _FLOAT)]))
+    def _results(
+        self, step: KernelStep, known: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+    ) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shapes and dtypes of a call's results."""
+        call, geometry = step.call, step.call.geometry
+        forward = call.kind == "denominator"
+        given = known[step.takes[call.launches[0].operands["x" if forward else "r"]]][0]
+        channels, size = (geometry["filters"], geometry["out"]) if forward else (geometry["channels"], geometry["size"])
+        shape = (*given[:-1], channels) if call.dense else (given[0], channels, *size[4 - len(given) :])
+        shapes = [shape] * len(step.gives) if forward else [shape, (given[0],), (given[0],)]
+        return dict(zip(step.gives, [(one, _FLOAT) for one in shapes]))
 
     def _kernels(
         self, step: KernelStep, known: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
     ) -> tuple[list[tuple[Any, Launch | None]], dict[str, int]]:
         """The kernels of a call, and the bytes of what they write beside the result."""
-        from onnx_explain_kernels.forms import ConvForm, PoolForm
+        call, kernels, launches = step.call, self.device.kernels, step.call.launches
+        letter = "x" if call.kind == "denominator" else "r"
+        r = step.takes[launches[0].operands[letter]]
+        samples = int(np.prod(known[r][0][:-1])) if call.dense else known[r][0][0]
+        found: list[tuple[Any, Launch | None]] = [(self._kernel(step, launch, samples), launch) for launch in launches]
+        if not call.shifted:
+            return found, {}
+        plan = found[-1][0].plan
+        scratch = {"sums": plan.needs["sums"], "counts": plan.needs["counts"]}
+        found.append((kernels.shift(samples, plan.rows), None))
+        if not call.deferred:
+            found.append((kernels.apply(samples, plan.needs["out"] // (4 * samples)), None))
+            scratch["delta"] = 4 * samples
+        return found, scratch
+
+    def _kernel(self, step: KernelStep, launch: Launch, samples: int) -> Any:
+        from onnx_explain_kernels.forms import ConvForm, DenominatorForm, PoolForm
         from onnx_explain_kernels.geometry import Conv, Pool
         from onnx_explain_kernels.plan import Layouts
 
-        call, kernels = step.call, self.device.kernels
-        r = step.takes[call.launches[0].operands["r"]]
-        samples = known[r][0][0]
+        kernels, geometry = self.device.kernels, {**step.call.geometry, "samples": samples}
+        r = step.takes[launch.operands["r"]] if "r" in launch.operands else ""
         layouts = Layouts(
             r="nhwc" if r in self._channels_last else "nchw",
             out="nhwc" if step.gives[0] in self._channels_last else "nchw",
         )
-        geometry = {**call.geometry, "samples": samples}
-        found: list[tuple[Any, Launch | None]] = []
-        for launch in call.launches:
-            if call.kind == "pool":
-                kernel = kernels.pool(Pool(**geometry), PoolForm(**launch.form), layouts=layouts)
-            else:
-                options = {"layouts": layouts, "precision": self.device.precision, "bounds": launch.bounds}
-                kernel = kernels.conv(Conv(**geometry), ConvForm(**launch.form), **options)
-            found.append((kernel, launch))
-        if not call.shifted:
-            return found, {}
-        plan = found[-1][0].plan
-        found.append((kernels.shift(samples, plan.rows), None))
-        found.append((kernels.apply(samples, plan.needs["out"] // (4 * samples)), None))
-        return found, {"sums": plan.needs["sums"], "counts": plan.needs["counts"], "delta": 4 * samples}
+        if step.call.kind == "pool":
+            return kernels.pool(Pool(**geometry), PoolForm(**launch.form), layouts=layouts)
+        options = {"layouts": layouts, "precision": self.device.precision}
+        if step.call.kind == "denominator":
+            return kernels.denominator(Conv(**geometry), DenominatorForm(**launch.form), **options)
+        return kernels.conv(Conv(**geometry), ConvForm(**launch.form), bounds=launch.bounds, **options)
 
     def _ready(self, step: Any, kernel: Any, launch: Launch | None, scratch: Mapping[str, int]) -> _Ready:
         call: Call = step.call
         everything: dict[str, int | str] = dict(scratch)
         out = step.gives[0]
         if launch is None:
-            everything |= {"c": out, "out": out, "want": step.takes[call.want], "kept": step.gives[-1]}
+            everything |= {"c": out, "out": out, "want": step.takes[call.want], "kept": step.gives[1]}
+            everything |= {"delta": step.gives[2]} if call.deferred else {}
             return _Ready(kernel, self._placed(kernel, everything))
         for letter, position in launch.operands.items():
             name = step.takes[position]
@@ -233,8 +247,9 @@ class GpuRunner:
                 everything[letter] = self._weight(name, launch.weights[letter], call).pointer
             else:
                 everything[letter] = self._constant(name).pointer if name in self.steps.constants else name
-        numbers = {"epsilon": launch.epsilon, "below_epsilon": launch.below_epsilon}
-        return _Ready(kernel, self._placed(kernel, {**everything, "out": out}), numbers)
+        numbers = {"epsilon": launch.epsilon, "below_epsilon": launch.below_epsilon, "scale": launch.scale}
+        written = kernel.plan.writes if call.kind == "denominator" else ("out",)
+        return _Ready(kernel, self._placed(kernel, {**everything, **dict(zip(written, step.gives))}), numbers)
 
     def _placed(self, kernel: Any, tensors: Mapping[str, int | str]) -> dict[str, int | str]:
         return {k: tensors[k] for k in kernel.plan.needs}
@@ -249,11 +264,13 @@ class GpuRunner:
         from onnx_explain_kernels.geometry import Conv
         from onnx_explain_kernels.weights import pack
 
-        key = (name, kind, call.gamma, call.geometry["group"])
+        forward = call.kind == "denominator"
+        key = (name, kind, call.gamma, call.geometry["group"], forward, call.flipped)
         if key not in self._constants:
             w = np.asarray(self.steps.constants[name].numpy(), np.float32)
+            w = w.T if call.flipped else w
             conv = Conv(**{**call.geometry, "samples": 1})
-            packed = pack(version(w, kind, call.gamma), conv, precision=self.device.precision)
+            packed = pack(version(w, kind, call.gamma), conv, precision=self.device.precision, forward=forward)
             self._constants[key] = self.device.upload(packed)
         return self._constants[key]
 
@@ -280,18 +297,38 @@ def _lives(steps: Steps) -> dict[str, int]:
 
 
 def _channels_last(steps: Steps) -> set[str]:
-    """Values that go from kernel to kernel as the quotient of a convolution: these lie with their channels last."""
-    made = {s.gives[0] for s in steps.steps if isinstance(s, KernelStep) and not s.call.shifted}
+    """Values that go from kernel to kernel as the quotients of a convolution: these lie with their channels last."""
+    kernels = [s for s in steps.steps if isinstance(s, KernelStep)]
+    made = {name for s in kernels if not s.call.shifted and not s.call.dense for name in _quotients_of(s)}
+    read: dict[str, set[str]] = {}
     for step in steps.steps:
-        if isinstance(step, Segment):
-            made -= set(step.takes)
-            continue
+        takes = step.takes if isinstance(step, Segment) else ()
+        made -= set(takes)
+    for step in kernels:
         for launch in step.call.launches:
-            alone = step.call.kind == "conv" and not {"a", "b", "z"} & set(launch.operands)
-            made -= {step.takes[p] for letter, p in launch.operands.items() if letter != "r" or not alone}
+            form = launch.form
+            alone = step.call.kind == "conv" and form["quotient"] == "given" and not form["shifted"]
+            free = ("r", "a") if alone else ()
+            made -= {step.takes[p] for letter, p in launch.operands.items() if letter not in free}
+            both = {step.takes[launch.operands[k]] for k in free if k in launch.operands}
+            for name in both:
+                read.setdefault(name, set()).update(both)
         if step.call.want != _NEVER:
             made.discard(step.takes[step.call.want])
-    return made - set(steps.outputs)
+    made -= set(steps.outputs)
+    for step in kernels:  # what is written by one kernel, or read by one, lies one way
+        together = set(_quotients_of(step))
+        if not together <= made:
+            made -= together
+    return {name for name in made if read.get(name, {name}) <= made}
+
+
+def _quotients_of(step: KernelStep) -> tuple[str, ...]:
+    """The results of a call that a convolution may read as quotients; of a forward pass, what is lost is none."""
+    if step.call.kind != "denominator":
+        return step.gives[:1]
+    form = step.call.launches[0].form
+    return step.gives[:2] if form["end"] == "pair" else step.gives[:1]
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
