@@ -216,7 +216,7 @@ class Prepared:
         """What runs a model; composites are expanded."""
         with foreseen():
             if self.device is not None and self.backend == "kernels":
-                return gpu.GpuRunner(model, self.device)
+                return gpu.GpuRunner(model, self.device, self.notes.append)
             lowered = backends.lower(model)
             if self.device is not None:
                 return gpu.OnDevice(self.device, lowered)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import ctypes as ct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from onnx_explain_kernels.errors import DeviceError
 
 _MAX_DYNAMIC_SHARED, _MAJOR, _MINOR = 8, 75, 76
+_THREAD_LOCAL = 1  # a capture forbids what cannot be captured in this thread alone
 _PACKED, _PACKED_SIZE, _END = 1, 2, 0  # CU_LAUNCH_PARAM_BUFFER_POINTER, …_SIZE, …_END
 
 
@@ -110,6 +112,42 @@ class Driver:
         extra = (ct.c_void_p * 5)(_PACKED, ct.addressof(buffer), _PACKED_SIZE, ct.addressof(size), _END)
         dimensions = [ct.c_uint(v) for v in (*grid, threads, 1, 1, shared)]
         self.call("cuLaunchKernel", function, *dimensions, ct.c_void_p(stream), None, extra)
+
+    # ---- graphs: what is launched once more and again, put on the stream by one call
+
+    def capture(self, work: Callable[[], None], stream: int) -> ct.c_void_p:
+        """What `work` puts on a stream (not the default one), as a graph that `replay` runs; nothing runs meanwhile.
+
+        Raises:
+            DeviceError: `work` did what cannot be captured, or the driver is too old.
+
+        """
+        self.enter()
+        self.call("cuStreamBeginCapture_v2", ct.c_void_p(stream), _THREAD_LOCAL)
+        graph, executable = ct.c_void_p(), ct.c_void_p()
+        try:
+            work()
+        except BaseException:
+            with suppress(DeviceError):  # of an invalidated capture
+                self.call("cuStreamEndCapture", ct.c_void_p(stream), ct.byref(graph))
+            if graph.value:
+                self.call("cuGraphDestroy", graph)
+            raise
+        self.call("cuStreamEndCapture", ct.c_void_p(stream), ct.byref(graph))
+        try:
+            self.call("cuGraphInstantiateWithFlags", ct.byref(executable), graph, ct.c_ulonglong(0))
+        finally:
+            self.call("cuGraphDestroy", graph)
+        return executable
+
+    def replay(self, graph: ct.c_void_p, stream: int) -> None:
+        """Put a captured graph on a stream."""
+        self.enter()
+        self.call("cuGraphLaunch", graph, ct.c_void_p(stream))
+
+    def release(self, graph: ct.c_void_p) -> None:
+        """Give a captured graph back."""
+        self.call("cuGraphExecDestroy", graph)
 
     # ---- memory, streams and clocks: for callers without a framework of their own (benchmark, tests)
 

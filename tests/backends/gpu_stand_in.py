@@ -60,7 +60,7 @@ class RecordedKernels(Kernels):
         return super().prepare(plan, compiles=compiles)
 
 
-def stand_in(folder: Path, *, precision: str = "ieee", limit: int = 1 << 40) -> tuple[FakeGpu, Device]:
+def stand_in(folder: Path, *, precision: str = "ieee", limit: int = 1 << 40, **choices: Any) -> tuple[FakeGpu, Device]:
     """The stand-in and the device that works on it."""
     fake = FakeGpu()
     fake.limit = limit
@@ -77,7 +77,7 @@ def stand_in(folder: Path, *, precision: str = "ieee", limit: int = 1 << 40) -> 
         execute(spec, plan, values)
 
     fake.runs = run
-    return fake, Device.of(kernels, provider="cpu", precision=precision)
+    return fake, Device.of(kernels, provider="cpu", precision=precision, **choices)
 
 
 def _fits(plan: Plan, values: dict[str, Any]) -> bool:

@@ -270,3 +270,40 @@ def test_a_computed_target_is_explained_as_on_the_cpu(gpu: FakeGpu, method: str)
     assert found.target.sure.all()
     there = explainer.on_device(x, target=target)["x"]
     assert there.__cuda_array_interface__["shape"] == x.shape
+
+
+def test_kernels_that_follow_one_another_are_replayed_as_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run launches, the second captures and replays, the third replays; what changes is read from its place."""
+    fake, device = stand_in(tmp_path, graphs=True)
+    monkeypatch.setattr(Device, "open", staticmethod(lambda precision="tf32", ordinal=0: device))
+    model, x = network(), pictures()
+    explain = Explainer(model, "lrp-epsilon", device="cuda", precision="ieee")
+    plain = Explainer(model, "lrp-epsilon")
+    runs = []
+    for k in range(3):
+        direct, fake.replays = fake.calls.count("cuLaunchKernel"), []
+        got = explain(x * (k + 1), target=k)
+        close(got.relevance["x"], plain(x * (k + 1), target=k).relevance["x"])
+        runs.append((fake.calls.count("cuLaunchKernel") - direct, len(fake.replays)))
+    groups = explain._prepared.runner(explain.build().model)._groups
+    assert runs[0][0] > runs[0][1] == 0
+    assert runs[1] == (runs[0][0], runs[1][1])
+    assert 1 <= runs[1][1] <= len(groups)
+    assert runs[2] == (0, runs[1][1]), "the third run launches graphs alone"
+    assert got.notes == ()
+
+
+def test_a_driver_that_captures_nothing_runs_without_graphs_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, device = stand_in(tmp_path, graphs=True)
+    monkeypatch.setattr(Device, "open", staticmethod(lambda precision="tf32", ordinal=0: device))
+    explain = Explainer(network(), "gradient", device="cuda", precision="ieee")
+    want = explain(pictures())
+    fake.fails = "cuStreamBeginCapture_v2"
+    got = explain(pictures())
+    np.testing.assert_array_equal(got.relevance["x"], want.relevance["x"])
+    assert any("CUDA graphs are off: cuStreamBeginCapture_v2 failed" in note for note in got.notes)
+    assert explain(pictures()).notes == got.notes

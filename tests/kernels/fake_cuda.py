@@ -61,6 +61,9 @@ class FakeCuda:
     calls: list[str] = field(default_factory=list)
     memory: dict[int, Any] = field(default_factory=dict)
     clock: float = 0.0
+    capturing: list[Launch] | None = None
+    graphs: dict[int, list[Launch]] = field(default_factory=dict)
+    replays: list[int] = field(default_factory=list)
 
     def __getattribute__(self, name: str) -> Any:
         value = object.__getattribute__(self, name)
@@ -138,9 +141,50 @@ class FakeCuda:
         packed = ctypes.string_at(extra[1], ctypes.c_size_t.from_address(extra[3]).value)
         grid = (gx.value, gy.value, gz.value)
         launch = Launch(self.loaded[function.value - 1], grid, bx.value, shared.value, stream.value or 0, packed)
+        if self.capturing is not None:
+            self.capturing.append(launch)
+            return 0
+        return self._run(launch)
+
+    def _run(self, launch: Launch) -> int:
         self.launches.append(launch)
         if self.runs is not None:
             self.runs(launch)
+        return 0
+
+    def cuStreamBeginCapture_v2(self, stream: Any, mode: int) -> int:
+        if not stream.value or self.capturing is not None:
+            return 900  # the default stream cannot be captured
+        assert mode == 1
+        self.capturing = []
+        return 0
+
+    def cuStreamEndCapture(self, stream: Any, graph: Any) -> int:
+        assert self.capturing is not None
+        number = 0x7000 + len(self.graphs)
+        self.graphs[number], self.capturing = self.capturing, None
+        _set(graph, number)
+        return 0
+
+    def cuGraphInstantiateWithFlags(self, executable: Any, graph: Any, flags: Any) -> int:
+        assert flags.value == 0
+        self.graphs[graph.value + 0x1000] = self.graphs[graph.value]
+        _set(executable, graph.value + 0x1000)
+        return 0
+
+    def cuGraphDestroy(self, graph: Any) -> int:
+        self.graphs.pop(graph.value)
+        return 0
+
+    def cuGraphExecDestroy(self, graph: Any) -> int:
+        self.graphs.pop(graph.value)
+        return 0
+
+    def cuGraphLaunch(self, graph: Any, stream: Any) -> int:
+        self.replays.append(graph.value)
+        for launch in self.graphs[graph.value]:
+            assert launch.stream == stream.value
+            self._run(launch)
         return 0
 
     def cuMemAlloc_v2(self, pointer: Any, size: Any) -> int:

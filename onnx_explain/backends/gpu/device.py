@@ -7,6 +7,7 @@ CUDA provider (`provider="cpu"`, tests) is all that differs without a GPU.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,12 +19,25 @@ import onnx_ir as ir
 
 from onnx_explain.backends.gpu.arrays import Tensor, borrowed
 from onnx_explain.backends.onnx import Arrays, _told, opened, runtime
-from onnx_explain.errors import InputError, ModelError, RuntimeMissing
+from onnx_explain.errors import InputError, MethodError, ModelError, RuntimeMissing
 
 Precision = Literal["tf32", "tf32x3", "ieee", "bf16", "fp16"]
+Dense = Literal["onnx", "kernel"]
 PRECISIONS: tuple[Precision, ...] = ("tf32", "tf32x3", "ieee", "bf16", "fp16")
+DENSE_VARIABLE = "ONNX_EXPLAIN_GPU_DENSE"
+GRAPHS_VARIABLE = "ONNX_EXPLAIN_GPU_GRAPHS"
 _ROUNDED = ("tf32", "bf16", "fp16")
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+
+
+def _chosen() -> dict[str, Any]:
+    """What the environment says of dense layers and CUDA graphs; MethodError for another word."""
+    found = {}
+    for variable, words in ((DENSE_VARIABLE, ("onnx", "kernel")), (GRAPHS_VARIABLE, ("0", "1"))):
+        found[variable] = os.environ.get(variable) or words[0]
+        if found[variable] not in words:
+            raise MethodError(f"{variable} must be {' or '.join(words)}, not {found[variable]!r}.")
+    return {"dense": found[DENSE_VARIABLE], "graphs": found[GRAPHS_VARIABLE] == "1"}
 
 
 class OutOfMemory(ModelError):
@@ -43,7 +57,7 @@ class Device:
     provider: str = "cuda"
     ordinal: int = 0
     precision: Precision = "tf32"
-    dense: Literal["onnx", "kernel"] = "onnx"
+    dense: Dense = "onnx"
     graphs: bool = False
 
     @property
@@ -67,19 +81,27 @@ class Device:
                 '`pip uninstall onnxruntime` and `pip install "onnx-explain[gpu]"`, or use device="cpu".'
             )
         try:
-            device = Device.of(Kernels(device=ordinal), precision=precision, ordinal=ordinal)
+            device = Device.of(Kernels(device=ordinal), precision=precision, ordinal=ordinal, **_chosen())
             device.session(_smallest())  # the provider's libraries are looked for here
             return device
         except KernelError as error:
             raise RuntimeMissing(f'There is no usable GPU: {str(error).rstrip(".")}; use device="cpu".') from error
 
     @staticmethod
-    def of(kernels: Any, *, provider: str = "cuda", precision: Precision = "tf32", ordinal: int = 0) -> Device:
+    def of(
+        kernels: Any,
+        *,
+        provider: str = "cuda",
+        precision: Precision = "tf32",
+        ordinal: int = 0,
+        dense: Dense = "onnx",
+        graphs: bool = False,
+    ) -> Device:
         """A device from opened kernels, with a stream of its own."""
         stream = ctypes.c_void_p()
         kernels.driver.enter()
         kernels.driver.call("cuStreamCreate", ctypes.byref(stream), 1)  # 1: does not wait for the default stream
-        return Device(kernels, int(stream.value or 0), provider, ordinal, precision)
+        return Device(kernels, int(stream.value or 0), provider, ordinal, precision, dense, graphs)
 
     # -- memory
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import onnx_ir as ir
 
 from onnx_explain.backends.gpu import averages, convolutions
 from onnx_explain.backends.gpu.calls import DOMAIN, LAYERS, POOLS, Call, layer_operations
+from onnx_explain.backends.gpu.device import Dense
 from onnx_explain.backends.gpu.layers import Known, Layer
 from onnx_explain.backends.gpu.links import Link, links
 from onnx_explain.ir import composite
@@ -22,8 +22,6 @@ from onnx_explain.ir.emit import PREFIX, Emitter
 from onnx_explain.ir.fold import Evaluate, fold_constants
 from onnx_explain.ir.spell import spell_out
 from onnx_explain.ir.view import Value
-
-Dense = Literal["onnx", "kernel"]
 
 
 @dataclass(frozen=True)

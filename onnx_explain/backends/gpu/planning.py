@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnx_explain.backends.gpu.calls import LAYERS, Call, is_constant, layer_operations
-from onnx_explain.backends.gpu.device import Precision
-from onnx_explain.backends.gpu.lowering import Dense, Line, Lowered, calls, lower
+from onnx_explain.backends.gpu.device import Dense, Precision
+from onnx_explain.backends.gpu.lowering import Line, Lowered, calls, lower
 from onnx_explain.backends.gpu.segments import Segment, cut
 from onnx_explain.ir.emit import PREFIX
 from onnx_explain.ir.view import Operation

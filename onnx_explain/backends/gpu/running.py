@@ -6,7 +6,7 @@ Only what was asked for leaves the device. Places, kernels and shapes are found 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx_explain.backends.gpu.arrays import Tensor, is_on_device
 from onnx_explain.backends.gpu.calls import Call, Launch, version
 from onnx_explain.backends.gpu.device import Device, DeviceSession, foreign
+from onnx_explain.backends.gpu.graphs import Replayed
 from onnx_explain.backends.gpu.lowering import Line, lower
 from onnx_explain.backends.gpu.segments import KernelStep, Segment, Steps, cut
 from onnx_explain.backends.onnx import Arrays, Session
@@ -29,10 +30,13 @@ _NEVER = -1
 
 @dataclass
 class _Prepared:
-    """What one choice of input shapes needs: places (None: ONNX Runtime's own memory) and prepared launches per step."""
+    """What one choice of input shapes needs: places (None: ONNX Runtime's own memory), prepared launches per step, and the
+    CUDA graphs of runs of them by the first step.
+    """
 
     places: dict[str, Tensor | None]
     launches: dict[int, list[_Ready]] = field(default_factory=dict)
+    replayed: dict[int, Replayed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class _Ready:
 class GpuRunner:
     """Computes a relevance graph's outputs on a device."""
 
-    def __init__(self, model: ir.Model, device: Device) -> None:
-        """Lower the model and load its sessions.
+    def __init__(self, model: ir.Model, device: Device, say: Callable[[str], None] | None = None) -> None:
+        """Lower the model and load its sessions; `say` takes sentences on how it ran.
 
         Raises:
             ModelError: ONNX Runtime cannot load a part of it.
@@ -57,6 +61,7 @@ class GpuRunner:
         choices: dict[str, Any] = {"precision": device.precision, "dense": device.dense}
         lowered = lower(model, lambda constants: Session(constants).run({}), **choices)
         self.device, self.lines = device, lowered.lines
+        self._say = say if say is not None else _silent
         self.steps: Steps = cut(lowered.model)
         self.outputs = list(self.steps.outputs)
         self._ranks = {
@@ -74,6 +79,7 @@ class GpuRunner:
         self._workspace: _Block | None = None
         self._last = _lives(self.steps)
         self._channels_last = _channels_last(self.steps)
+        self._groups = _groups(self.steps)
 
     @property
     def workspace(self) -> int:
@@ -117,13 +123,16 @@ class GpuRunner:
                 if place is not None:
                     self.device.put(place, array)
                     values[name] = place
-            for i, step in enumerate(self.steps.steps):
+            for group in self._groups:
+                i = group[0]
+                step = self.steps.steps[i]
                 if isinstance(step, Segment):
                     takes = {n: values[n] for n in step.takes}
                     values |= self._sessions[i].run(takes, {n: prepared.places[n] for n in step.gives})
-                else:
-                    values |= {n: p for n in step.gives if (p := prepared.places[n]) is not None}
-                    self._launch(prepared.launches[i], values)
+                    continue
+                gives = [n for k in group for n in self.steps.steps[k].gives]
+                values |= {n: p for n in gives if (p := prepared.places[n]) is not None}
+                self._replay(prepared, group, values)
         except KernelError as error:
             raise ModelError(f"The GPU kernels cannot run this: {str(error).rstrip('.')}.") from error
         return {n: values[n] for n in self.outputs}
@@ -140,6 +149,18 @@ class GpuRunner:
             shape = None if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]
             return foreign(name, feeds[name], shape, np.dtype(dtype))
         return np.ascontiguousarray(feeds[name])
+
+    def _replay(self, prepared: _Prepared, group: Sequence[int], values: Mapping[str, Tensor]) -> None:
+        """Launch the kernels of a run of steps, as one graph where their tensors keep their places."""
+
+        def work() -> None:
+            for k in group:
+                self._launch(prepared.launches[k], values)
+
+        if group[0] in prepared.replayed:
+            prepared.replayed[group[0]].run(work)
+        else:
+            work()
 
     def _launch(self, ready: Sequence[_Ready], values: Mapping[str, Tensor]) -> None:
         for one in ready:
@@ -173,6 +194,12 @@ class GpuRunner:
         for i, (found, scratch) in kernels.items():
             at = {k: base + plan.offsets[f"{i}/{k}"] for k in scratch}
             prepared.launches[i] = [self._ready(self.steps.steps[i], kernel, launch, at) for kernel, launch in found]
+        if self.device.graphs:
+            for group in self._groups:
+                steps = [self.steps.steps[k] for k in group]
+                fixed = all(places.get(n, True) is not None for one in steps for n in (*one.takes, *one.gives))
+                if fixed and isinstance(steps[0], KernelStep):
+                    prepared.replayed[group[0]] = Replayed(self.device, self._say)
         return prepared
 
     def _reserved(self, size: int) -> int:
@@ -281,6 +308,22 @@ class _Block:
     def __init__(self, device: Device, size: int) -> None:
         self.pointer, self.size = device.allocate(size), size
         weakref.finalize(self, device.driver.free, self.pointer).atexit = False
+
+
+def _silent(sentence: str) -> None:
+    """Nobody asks how it ran."""
+
+
+def _groups(steps: Steps) -> list[list[int]]:
+    """Steps by number: kernels that follow one another together, sessions alone."""
+    groups: list[list[int]] = []
+    for i, step in enumerate(steps.steps):
+        kernel = isinstance(step, KernelStep)
+        if kernel and groups and isinstance(steps.steps[groups[-1][0]], KernelStep):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
 
 
 def _bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
