@@ -38,6 +38,10 @@ def test_kernels_do_the_convolutions_and_pools(network: onnx.ModelProto, method:
     plan = planned(network, method)
     assert plan.redistributed > 1e7
     assert plan.share >= 0.95
+    assert plan.operations == plan.redistributed + plan.denominators + plan.remaining
+    # what is divided by is counted: W⁺x, of RAP |W⁻|x too; with ε, and in the first layer, it is the forward pass's own
+    low, high = (0.8, 1.0) if method in ("lrp-epsilon-plus", "rap") else (0.0, 0.0)
+    assert low <= plan.denominators / plan.redistributed <= high
     convolutions = [one for one in plan.lines if one.operator == "Conv"]
     assert len(convolutions) >= 13
     assert all(one.operations > 0 for one in convolutions)
@@ -59,6 +63,17 @@ def conv_net(size: tuple[int, ...], *, constant: bool = True) -> onnx.ModelProto
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 4])]
     graph = helper.make_graph(nodes, "net", inputs, outputs, [numpy_helper.from_array(w, "w")] if constant else [])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def test_denominators_that_onnx_runtime_runs_count_against_the_share() -> None:
+    """Three spatial axes have no kernel, neither back nor forth."""
+    plan = planned(conv_net((6, 7)), "lrp-epsilon-plus")
+    assert (plan.remaining, plan.share) == (0, 1.0)
+    assert plan.denominators > 0
+    three = planned(conv_net((4, 5, 3)), "lrp-epsilon-plus")
+    assert three.denominators == 0
+    assert three.remaining > 0
+    assert three.share < 0.05
 
 
 @pytest.mark.parametrize(("size", "kernel"), [((9,), True), ((6, 7), True), ((4, 5, 3), False)])

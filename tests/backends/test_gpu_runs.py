@@ -307,3 +307,147 @@ def test_a_driver_that_captures_nothing_runs_without_graphs_and_says_so(
     np.testing.assert_array_equal(got.relevance["x"], want.relevance["x"])
     assert any("CUDA graphs are off: cuStreamBeginCapture_v2 failed" in note for note in got.notes)
     assert explain(pictures()).notes == got.notes
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **choices: Any) -> FakeGpu:
+    fake, device = stand_in(tmp_path, **choices)
+    monkeypatch.setattr(Device, "open", staticmethod(lambda precision="tf32", ordinal=0: device))
+    return fake
+
+
+def calls_of(explain: Explainer) -> dict[str, list[Any]]:
+    """The kernel calls of each forward node, in order."""
+    runner = explain._prepared.runner(explain.build().model)
+    assert isinstance(runner, GpuRunner)
+    found: dict[str, list[Any]] = {}
+    for step in runner.steps.steps:
+        if isinstance(step, KernelStep):
+            found.setdefault(step.name.split("/")[1], []).append(step.call)
+    return found
+
+
+# of the largest relevance; the rounding of the operands is emulated, the forward pass is float32
+@pytest.mark.parametrize(
+    ("precision", "method", "limit"),
+    [
+        ("tf32", "lrp-epsilon-plus", 1e-3),
+        ("tf32", "rap", 1e-3),
+        ("tf32x3", "rap", 1e-5),
+        ("bf16", "lrp-epsilon", 1e-2),
+        ("fp16", "gradient", 1e-3),
+    ],
+)
+def test_a_whole_method_keeps_the_error_of_its_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, method: str, limit: float
+) -> None:
+    opened(monkeypatch, tmp_path, precision=precision)
+    model, x = network(), pictures()
+    want = Explainer(model, method)(x, target=1).relevance["x"]
+    got = Explainer(model, method, device="cuda", precision=precision)(x, target=1).relevance["x"]
+    close(got, want, limit)
+    if precision != "tf32x3":
+        assert np.abs(got - want).max() > 1e-6 * np.abs(want).max(), "nothing was rounded"
+
+
+def test_denominators_are_kernels_and_a_quotient_of_one_reader_is_made_with_them(gpu: FakeGpu) -> None:
+    def end(explain: Explainer, node: str) -> str:
+        return str(calls_of(explain)[node][0].launches[0].form.get("end"))
+
+    settings: dict[str, Any] = {"device": "cuda", "precision": "ieee"}
+    alone = Explainer(network(), "lrp-epsilon-plus", **settings)
+    assert end(alone, "three") == "quotient"
+    (_, share) = calls_of(alone)["three"]
+    assert share.launches[0].form["quotient"] == "given"
+    rap = calls_of(Explainer(network(), "rap", **settings))["three"]
+    assert rap[0].launches[0].form["divided"]
+    assert rap[0].launches[0].form["source"] == "x", "one product where products are exact"
+
+
+def test_two_products_make_rap_pairs_where_products_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(monkeypatch, tmp_path, precision="tf32")
+    for signed, source in ((False, "twin"), (True, "magnitudes")):
+        explain = Explainer(network(signed=signed), "rap", device="cuda")
+        assert calls_of(explain)["three"][0].launches[0].form["source"] == source
+
+
+def test_the_shift_of_rap_is_taken_off_by_who_reads_the_map(gpu: FakeGpu) -> None:
+    calls = calls_of(Explainer(network(), "rap", device="cuda", precision="ieee"))
+    assert calls["two"][-1].deferred
+    assert calls["pool"][0].launches[0].form["shifted"]
+    assert not calls["three"][-1].deferred, "a sum lies below"
+
+
+def test_the_mask_of_a_clip_is_the_end_of_the_kernel_above(gpu: FakeGpu) -> None:
+    model = network()
+    clip = helper.make_node("Clip", ["c2", "low", "high"], ["r2"], name="two/relu")
+    model.graph.node[4].CopyFrom(clip)
+    bounds = [numpy_helper.from_array(np.array(v, np.float32), n) for n, v in (("low", 0.05), ("high", 0.3))]
+    model.graph.initializer.extend(bounds)
+    model.graph.node[6].input[1] = "c3"  # the sum no longer reads it
+    x = pictures()
+    want = Explainer(model, "gradient")(x, target=1).relevance["x"]
+    explain = Explainer(model, "gradient", device="cuda", precision="ieee")
+    close(explain(x, target=1).relevance["x"], want)
+    assert calls_of(explain)["three"][-1].launches[0].form["numerator"] == "inside"
+
+
+def perceptron() -> onnx.ModelProto:
+    """Gemm both ways round and MatMul; one layer reads what is behind no Relu."""
+    rng = np.random.default_rng(2)
+    sizes = {"w1": (7, 12), "b1": (7,), "w2": (7, 9), "b2": (1, 9), "w3": (9, 5), "w4": (5, 3), "b4": (3,)}
+    tensors = [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n) for n, s in sizes.items()]
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["c1"], name="one", transB=1),
+        helper.make_node("Relu", ["c1"], ["r1"], name="one/relu"),
+        helper.make_node("Gemm", ["r1", "w2", "b2"], ["c2"], name="two"),
+        helper.make_node("MatMul", ["c2", "w3"], ["c3"], name="three"),
+        helper.make_node("Relu", ["c3"], ["r3"], name="three/relu"),
+        helper.make_node("Gemm", ["r3", "w4", "b4"], ["y"], name="head"),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 12])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])]
+    graph = helper.make_graph(nodes, "dense", inputs, outputs, tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+@pytest.mark.parametrize("dense", ["onnx", "kernel"])
+@pytest.mark.parametrize("method", ["gradient", "lrp-epsilon", "lrp-alpha-beta", "rap"])
+def test_dense_layers_run_either_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, dense: str) -> None:
+    fake = opened(monkeypatch, tmp_path, dense=dense)
+    model, x = perceptron(), np.random.default_rng(1).standard_normal((3, 12)).astype(np.float32)
+    want = Explainer(model, method)(x, target=[0, 1, 2])
+    got = Explainer(model, method, device="cuda", precision="ieee")(x, target=[0, 1, 2])
+    close(got.relevance["x"], want.relevance["x"], 5e-5)
+    np.testing.assert_allclose(got.absorbed, want.absorbed, atol=1e-4 * np.abs(want.target.score).max())
+    assert bool(fake.launches) == (dense == "kernel")
+
+
+def test_rows_of_a_product_are_more_than_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[N, T, D] through MatMul: every row of every sample."""
+    opened(monkeypatch, tmp_path, dense="kernel")
+    rng = np.random.default_rng(4)
+    w = numpy_helper.from_array(rng.standard_normal((6, 5)).astype(np.float32), "w")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["c"], name="rows"),
+        helper.make_node("Relu", ["c"], ["r"], name="relu"),
+        helper.make_node("ReduceMean", ["r"], ["y"], name="mean", axes=[1], keepdims=0),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4, 6])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5])]
+    graph = helper.make_graph(nodes, "rows", inputs, outputs, [w])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    x = rng.standard_normal((2, 4, 6)).astype(np.float32)
+    for method in ("lrp-epsilon", "lrp-epsilon-plus", "rap"):
+        want = Explainer(model, method)(x, target=2).relevance["x"]
+        close(Explainer(model, method, device="cuda", precision="ieee")(x, target=2).relevance["x"], want, 5e-5)
+
+
+def test_what_the_environment_says_of_the_device_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnx_explain.backends.gpu.device import _chosen
+
+    monkeypatch.delenv("ONNX_EXPLAIN_GPU_DENSE", raising=False)
+    monkeypatch.setenv("ONNX_EXPLAIN_GPU_GRAPHS", "1")
+    assert _chosen() == {"dense": "onnx", "graphs": True}
+    monkeypatch.setenv("ONNX_EXPLAIN_GPU_DENSE", "cublas")
+    with pytest.raises(MethodError, match="must be onnx or kernel, not 'cublas'"):
+        _chosen()

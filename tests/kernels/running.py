@@ -73,7 +73,8 @@ def rounded_to_tf32(values: np.ndarray) -> np.ndarray:
 def triton_interpreter() -> Any:
     """The module of Triton kernels, interpreted; its product corrected.
 
-    The interpreter multiplies the bit patterns of bfloat16, and does not round to tf32.
+    The interpreter multiplies the bit patterns of bfloat16, and does not round to tf32: `tf32` once, of `tf32x3` each operand
+    is a sum of two, whose smaller ones are not multiplied with each other.
     """
     pytest.importorskip("triton", reason="triton (extra [test]) is not installed")
     import triton.language as tl
@@ -88,9 +89,18 @@ def triton_interpreter() -> Any:
             return rounded_to_tf32(data)
         return data.astype(np.float32)
 
+    def thrice(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        (high_a, low_a), (high_b, low_b) = (
+            (rounded_to_tf32(v), rounded_to_tf32(v - rounded_to_tf32(v))) for v in (a, b)
+        )
+        return low_a @ high_b + high_a @ low_b + high_a @ high_b
+
     def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
         precision = str(input_precision).upper()
-        product = np.matmul(operand(a, precision), operand(b, precision), dtype=np.float32) + d.data
+        if precision.endswith("TF32X3") and a.data.dtype == b.data.dtype == np.float32:
+            product = thrice(a.data, b.data) + d.data
+        else:
+            product = np.matmul(operand(a, precision), operand(b, precision), dtype=np.float32) + d.data
         return interpreter.TensorHandle(product.astype(d.data.dtype), d.dtype.scalar)
 
     interpreter.InterpreterBuilder.create_dot = create_dot
