@@ -14,7 +14,16 @@ from onnx_explain_kernels.errors import UnsupportedShape
 from onnx_explain_kernels.forms import ConvForm, DenominatorForm, PoolForm
 from onnx_explain_kernels.geometry import LIMIT, Conv, Layout, Pool, strides_of
 from onnx_explain_kernels.specialisation import Constant, Specialisation
-from onnx_explain_kernels.tiles import PRECISIONS, Precision, Tile, conv_tile, generic_tile, narrow_tile, sum_tile
+from onnx_explain_kernels.tiles import (
+    PRECISIONS,
+    Precision,
+    Tile,
+    conv_tile,
+    generic_sum_tile,
+    generic_tile,
+    narrow_tile,
+    sum_tile,
+)
 
 Storage = Literal["fp32", "bf16", "fp16"]
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -341,7 +350,7 @@ def plan_denominator(
         branch = {"halves": "dual", "twin": "twin", "magnitudes": "twin"}.get(form.source, "single")
         rows = conv.samples * positions if fold else positions
         if generic:
-            tile = generic_tile(arch, filters, branch=branch, quotient="given")
+            tile = generic_sum_tile(arch, filters, branch=branch)
         else:
             tile = sum_tile(arch, rows, filters, depth, branch=branch, pair=form.end == "pair", precision=precision)
         columns = conv.group * -(-filters // tile.columns)

@@ -110,6 +110,13 @@ def generic_tile(arch: int, columns: int, *, branch: str, quotient: str) -> Tile
     return Tile(64, 16, 16, 4, stages) if columns <= 16 else Tile(64, 64, 32, 8, stages)
 
 
+def generic_sum_tile(arch: int, columns: int, *, branch: str) -> Tile:
+    """The tile of a shipped pass forward."""
+    tile = generic_tile(arch, columns, branch=branch, quotient="given")
+    narrow = branch == "twin" and not _keeps_sums_apart(arch)
+    return replace(tile, columns=min(tile.columns, 32)) if narrow else tile
+
+
 def narrow_tile(rows: int, columns: int, *, channels_last: bool) -> Tile:
     """The tile of `narrow_relevance`: long along the axis that memory runs along."""
     if channels_last:
