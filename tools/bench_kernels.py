@@ -1,9 +1,14 @@
 """Checks and times the GPU kernels on the device at hand: one script, one table.
 
 1. every form against the float64 oracle, per precision; 2. the device's own ceilings, in the same process: copy bandwidth
-and the matrix rate of cuBLAS; 3. each kernel on the sample layers, interleaved with its ceiling, as a fraction of it;
-4. whole methods: first compared with the CPU backend, then timed in turn with the plain forward pass and the ONNX form.
-Nothing is timed by a kernel that is not right. `python tools/bench_kernels.py --out docs/benchmarks/kernels`.
+and the matrix rate of cuBLAS; 3. whole methods: first compared with the CPU backend, then timed in turn with the plain forward
+pass, the ONNX form, and Captum or Zennit where torch has the GPU; 4. each kernel on the sample layers, interleaved with its
+ceiling, as a fraction of it. Nothing is timed by a kernel that is not right.
+
+`python tools/bench_kernels.py --all --out docs/benchmarks/gpu` does all of it in less than nine minutes, and says what it has
+left out for time. Before, on any machine, `--prepare 90 --kernels build/kernels_90` compiles what it needs for one architecture;
+with `--kernels build/kernels_90` the device then compiles nothing. `--stand-in` runs everything on the recorded driver of the
+tests: its times mean nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +18,16 @@ import ctypes
 import datetime
 import importlib.metadata
 import json
+import multiprocessing
+import os
 import platform
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,13 +35,22 @@ from typing import Any
 
 import numpy as np
 from onnx_explain_kernels import catalogue
+from onnx_explain_kernels.compiler import compile_kernel
 from onnx_explain_kernels.driver import Driver
 from onnx_explain_kernels.errors import DeviceError, KernelError
-from onnx_explain_kernels.forms import ConvForm, PoolForm
+from onnx_explain_kernels.forms import ConvForm, DenominatorForm, PoolForm
 from onnx_explain_kernels.geometry import Conv, Pool
-from onnx_explain_kernels.launch import Kernel, Kernels, Memory, address_of
-from onnx_explain_kernels.plan import Layouts
-from onnx_explain_kernels.reference import average_forward, conv_forward, conv_relevance, max_forward, pool_relevance
+from onnx_explain_kernels.launch import Kernel, Kernels, Memory, Planner, address_of
+from onnx_explain_kernels.plan import Layouts, Plan
+from onnx_explain_kernels.reference import (
+    average_forward,
+    conv_denominator,
+    conv_forward,
+    conv_relevance,
+    max_forward,
+    pool_relevance,
+)
+from onnx_explain_kernels.store import Store, encode
 from onnx_explain_kernels.weights import pack
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -42,6 +61,11 @@ import bench_methods
 TOLERANCES = {"ieee": 1e-5, "tf32x3": 1e-5, "tf32": 1e-3, "bf16": 1e-2, "fp16": 1e-3}
 # the smallest acceptable fraction of the ceiling: of the matrix rate for wide convolutions, of copy bandwidth for pools
 CONV_TARGET, POOL_TARGET = 0.55, 0.75
+# what `--all` times: the forms of LRP-ε, z⁺, the gradient and RAP, on a layer of each kind
+FEW_USES = ("chain", "below_d", "gradient_chain", "product", "box", "halves_given", "relative_given", "quotient")
+FEW_USES += ("sum", "pair_divided", "max", "max_chain", "average", "average_gradient")
+FEW_LAYERS = ("vgg_1_1", "vgg_1_2", "vgg_2_2", "vgg_3_2", "vgg_4_2", "vgg_5", "resnet_stem", "resnet_2_expand")
+FEW_LAYERS += ("resnet_3_stride", "resnet_5_expand", "mobilenet_depthwise", "mobilenet_expand", "densenet_3x3")
 CHECKED = {
     "3x3": Conv.of(2, 32, 40, (14, 14), (3, 3), pads=(1, 1, 1, 1)),
     "stride2": Conv.of(1, 16, 48, (15, 17), (3, 3), strides=(2, 2), pads=(1, 1, 1, 1)),
@@ -58,6 +82,49 @@ CHECKED_POOLS = {
     "overlap": Pool.of(2, 35, (15, 17), (3, 3), strides=(2, 2), pads=(1, 1, 1, 1)),
     "ceil": Pool.of(1, 3, (9, 10), (3, 2), strides=(2, 3), pads=(1, 0, 0, 1), dilations=(2, 1), ceil_mode=True),
 }
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel on one shape: what is checked or timed."""
+
+    use: str
+    shape: str
+    geometry: Conv | Pool
+    form: ConvForm | DenominatorForm | PoolForm
+    layouts: Layouts
+    precision: Any = "ieee"
+
+    def made(self, kernels: Any) -> Any:
+        """The kernel, or of a `Planner` its plan."""
+        options: dict[str, Any] = {"layouts": self.layouts}
+        if isinstance(self.form, PoolForm):
+            return kernels.pool(self.geometry, self.form, **options)
+        options["precision"] = self.precision
+        if isinstance(self.form, DenominatorForm):
+            return kernels.denominator(self.geometry, self.form, **options)
+        return kernels.conv(self.geometry, self.form, **options)
+
+    def places(self) -> dict[str, str]:
+        """How each tensor lies in memory."""
+        lay = self.layouts
+        if isinstance(self.form, ConvForm):
+            return {**dict.fromkeys("rabz", lay.r), **dict.fromkeys("xd", lay.x), "out": lay.out}
+        if isinstance(self.form, DenominatorForm):
+            return {**dict.fromkeys(("r", "z", "lost"), lay.r), "x": lay.x, **dict.fromkeys(("out", "pair"), lay.out)}
+        return {"x": lay.x, "y": lay.r, "r": lay.r, "out": lay.out}
+
+
+class Clock:
+    """How much of the time that is given has passed."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+        self._seconds = seconds or 0.0
+
+    def late(self, share: float = 1.0) -> bool:
+        """Whether this share of the time is over."""
+        return self._end is not None and time.monotonic() > self._end - (1 - share) * self._seconds
 
 
 @dataclass(frozen=True)
@@ -103,6 +170,8 @@ class Result:
     ceilings: dict[str, float] = field(default_factory=dict)
     timings: list[Timing] = field(default_factory=list)
     methods: list[bench_methods.MethodTiming] = field(default_factory=list)
+    memory: str = ""
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def failed(self) -> list[Check]:
@@ -170,72 +239,109 @@ def conv_operands(conv: Conv, form: ConvForm, rng: np.random.Generator) -> dict[
     return {k: np.asarray(found[k], np.float32) for k in form.operands}
 
 
-def check_conv(kernels: Kernels, name: str, use: str, form: ConvForm, layouts: Layouts, precision: Any) -> Check:
-    """One convolution against the oracle, its result filled with NaN before."""
-    conv, tolerance = CHECKED[name], TOLERANCES[precision]
-    given = conv_operands(conv, form, np.random.default_rng(0))
-    want = conv_relevance(conv, form, given, epsilon=0.25, below_epsilon=0.25)
-    device = Device(kernels.driver)
-    try:
-        layer = kernels.conv(conv, form, layouts=layouts, precision=precision)
-        with device.arrays() as put:
-            places = {**dict.fromkeys("rabz", layouts.r), **dict.fromkeys("xd", layouts.x)}
-            tensors = {
-                k: put(pack(v, conv, precision=precision) if k in "wv" else lying(v, places.get(k, "nchw")))
-                for k, v in given.items()
-            }
-            tensors |= {k: put(np.full(layer.plan.needs[k] // 4, np.nan, np.float32)) for k in form.results}
-            layer(tensors, epsilon=0.25, below_epsilon=0.25)
-            kernels.driver.synchronize()
-            n, c, h, w = want["out"].shape
-            got = device.get(tensors["out"], (n, h, w, c) if layouts.out == "nhwc" else (n, c, h, w))
-            got = got.transpose(0, 3, 1, 2) if layouts.out == "nhwc" else got
-            error = float(np.abs(got - want["out"]).max() / np.abs(want["out"]).max())
-            if form.sums:
-                sums = device.get(tensors["sums"], (n, layer.plan.rows)).astype(np.float64).sum(1)
-                error = max(error, float(np.abs(sums - want["sums"]).max() / np.abs(want["out"]).sum((1, 2, 3)).max()))
-        return Check(use, name, precision, error, tolerance)
-    except KernelError as error:
-        return Check(use, name, precision, np.nan, tolerance, f"{type(error).__name__}: {error}")
+def denominator_operands(conv: Conv, form: DenominatorForm, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    above, below = (conv.samples, conv.filters, *conv.out), (conv.samples, conv.channels, *conv.size)
+    x = rng.standard_normal(below)
+    x = np.maximum(x, 0) if form.source == "twin" else x
+    w = rng.standard_normal((conv.filters, conv.channels // conv.group, *conv.kernel))
+    first, second = {"twin": (np.maximum(w, 0), np.maximum(-w, 0)), "magnitudes": (np.abs(w), w)}.get(
+        form.source, (np.maximum(w, 0), np.minimum(w, 0))
+    )
+    found = {"x": x, "w": first, "v": second, "bias": rng.random(conv.filters), "r": rng.standard_normal(above)}
+    found |= {"z": rng.standard_normal(above), "delta": rng.standard_normal(conv.samples)}
+    return {k: np.asarray(found[k], np.float32) for k in form.operands}
 
 
-def check_pool(kernels: Kernels, name: str, use: str, form: PoolForm, layouts: Layouts) -> Check:
-    pool, rng = CHECKED_POOLS[name], np.random.default_rng(0)
+def pool_operands(pool: Pool, form: PoolForm, rng: np.random.Generator) -> dict[str, np.ndarray]:
     x = np.round(np.abs(rng.standard_normal((pool.samples, pool.channels, *pool.size))) * 2).astype(np.float32) / 2
     y = max_forward(pool, x) if form.kind == "max" else average_forward(pool, x)
     found = {"x": x, "y": y, "r": rng.standard_normal(y.shape), "delta": rng.standard_normal(pool.samples)}
-    given = {k: np.asarray(found[k], np.float32) for k in form.operands}
-    want = pool_relevance(pool, form, given, epsilon=0.25, below_epsilon=0.25)["out"]
-    device = Device(kernels.driver)
+    return {k: np.asarray(found[k], np.float32) for k in form.operands}
+
+
+def wanted_of(job: Job) -> tuple[dict[str, np.ndarray], Mapping[str, np.ndarray], dict[str, float]]:
+    """(operands, the oracle's results, the numbers they are made with)."""
+    rng, geometry, form = np.random.default_rng(0), job.geometry, job.form
+    numbers = {"epsilon": 0.25, "below_epsilon": 0.25}
+    if isinstance(form, PoolForm) and isinstance(geometry, Pool):
+        given = pool_operands(geometry, form, rng)
+        return given, pool_relevance(geometry, form, given, **numbers), numbers
+    if not isinstance(geometry, Conv):
+        raise TypeError("a pool has a pool's form")
+    if isinstance(form, DenominatorForm):
+        given = denominator_operands(geometry, form, rng)
+        return given, conv_denominator(geometry, form, given, epsilon=0.25, scale=0.5), {"epsilon": 0.25, "scale": 0.5}
+    if not isinstance(form, ConvForm):
+        raise TypeError("a convolution has a convolution's form")
+    given = conv_operands(geometry, form, rng)
+    return given, conv_relevance(geometry, form, given, **numbers), numbers
+
+
+def check_one(kernels: Kernels, job: Job) -> Check:
+    """One kernel against the oracle, its results filled with NaN before."""
+    tolerance = TOLERANCES[job.precision]
+    given, want, numbers = wanted_of(job)
+    device, places, forward = Device(kernels.driver), job.places(), isinstance(job.form, DenominatorForm)
     try:
-        layer = kernels.pool(pool, form, layouts=layouts)
+        layer = job.made(kernels)
         with device.arrays() as put:
-            places = {"x": layouts.x, "y": layouts.r, "r": layouts.r, "delta": "nchw"}
-            tensors = {k: put(lying(v, places[k])) for k, v in given.items()} | {"out": put(np.full_like(x, np.nan))}
-            layer(tensors, epsilon=0.25, below_epsilon=0.25)
+            tensors = {}
+            for k, v in given.items():
+                if k in "wv" and isinstance(job.geometry, Conv):
+                    tensors[k] = put(pack(v, job.geometry, precision=job.precision, forward=forward))
+                else:
+                    tensors[k] = put(lying(v, places.get(k, "nchw")))
+            for k in layer.plan.writes:
+                tensors[k] = put(np.full(layer.plan.needs[k] // 4, np.nan, np.float32))
+            layer(tensors, **numbers)
             kernels.driver.synchronize()
-            n, c, h, w = want.shape
-            got = device.get(tensors["out"], (n, h, w, c) if layouts.out == "nhwc" else (n, c, h, w))
-            got = got.transpose(0, 3, 1, 2) if layouts.out == "nhwc" else got
-        return Check(use, name, "ieee", float(np.abs(got - want).max() / np.abs(want).max()), TOLERANCES["ieee"])
+            errors = [_error(device, tensors[k], want[k], places[k]) for k in layer.plan.writes if k in places]
+            if "sums" in layer.plan.writes:
+                sums = device.get(tensors["sums"], (len(want["sums"]), layer.plan.rows)).astype(np.float64).sum(1)
+                errors.append(float(np.abs(sums - want["sums"]).max() / np.abs(want["out"]).sum((1, 2, 3)).max()))
+        return Check(job.use, job.shape, job.precision, float(np.max(errors)), tolerance)  # NaN stays NaN
     except KernelError as error:
-        return Check(use, name, "ieee", np.nan, TOLERANCES["ieee"], f"{type(error).__name__}: {error}")
+        return Check(job.use, job.shape, job.precision, np.nan, tolerance, f"{type(error).__name__}: {error}")
 
 
-def check(kernels: Kernels, precisions: Sequence[str], only: Sequence[str], say: Callable[[str], None]) -> list[Check]:
-    """Every form on every shape in every precision."""
-    found = []
-    for use, form, layouts in catalogue.USES:
-        for name in CHECKED:
-            if wanted(f"{name}/{use}", only):
-                found += [check_conv(kernels, name, use, form, layouts, precision) for precision in precisions]
+def _error(device: Device, place: Memory, want: np.ndarray, layout: str) -> float:
+    n, c, h, w = want.shape
+    got = device.get(place, (n, h, w, c) if layout == "nhwc" else (n, c, h, w))
+    got = got.transpose(0, 3, 1, 2) if layout == "nhwc" else got
+    return float(np.abs(got - want).max() / np.abs(want).max())
+
+
+def check_jobs(only: Sequence[str], precisions: Sequence[str], *, few: bool = False) -> Iterator[Job]:
+    """Every form on every shape in every precision; `few`: on five of the shapes, in the first precision on all."""
+    weighted = [*catalogue.USES, *catalogue.DENOMINATOR_USES]
+    for precision in precisions:
+        shapes = [n for n in CHECKED if not few or precision == precisions[0] or n in ("3x3", "stride2", "depthwise")]
+        for use, form, layouts in weighted:
+            for name in shapes:
+                if wanted(f"{name}/{use}", only):
+                    yield Job(use, name, CHECKED[name], form, layouts, precision)
     for use, pool_form, layouts in catalogue.POOL_USES:
-        names = [name for name in CHECKED_POOLS if wanted(f"{name}/{use}", only)]
-        found += [check_pool(kernels, name, use, pool_form, layouts) for name in names]
-    for entry in found:
-        if not entry.good:
+        for name in CHECKED_POOLS:
+            if wanted(f"{name}/{use}", only):
+                yield Job(use, name, CHECKED_POOLS[name], pool_form, layouts)
+
+
+def check(
+    kernels: Kernels, jobs: Iterable[Job], say: Callable[[str], None], late: Callable[[], bool] = lambda: False
+) -> list[Check]:
+    """All comparisons, until it is `late`."""
+    found, skipped = [], 0
+    for job in jobs:
+        if late():
+            skipped += 1
+            continue
+        found.append(check_one(kernels, job))
+        if not found[-1].good:
+            entry = found[-1]
             say(f"WRONG {entry.kernel} {entry.shape} {entry.precision}: {entry.problem or f'error {entry.error:.1e}'}")
-    say(f"{len(found)} comparisons with the oracle, {sum(not c.good for c in found)} failed")
+    say(
+        f"{len(found)} comparisons with the oracle, {sum(not c.good for c in found)} failed, {skipped} left out for time"
+    )
     return found
 
 
@@ -338,52 +444,53 @@ def time_kernel(
     return median, work / median / 1e9, fractions
 
 
-def timed(
-    kernels: Kernels, ceilings: Ceilings, only: Sequence[str], precisions: Sequence[str], rounds: int, samples: int,
-    say: Callable[[str], None],
-) -> Iterator[Timing]:  # fmt: skip
-    """Each sample layer in every form it is used with."""
-    for name, conv in catalogue.LAYERS.items():
-        conv = replace(conv, samples=samples)
-        for use, form, layouts in catalogue.USES:
-            for precision in precisions:
-                if wanted(f"{name}/{use}", only) and (conv.channels == 3) == (
-                    form.branch == "twin" or use == "product"
-                ):
-                    options: dict[str, Any] = {"layouts": layouts, "precision": precision}
-                    target = CONV_TARGET if min(conv.channels // conv.group, conv.filters) >= 64 else None
-                    label = Timing(use, name, precision, target=target)
-                    make = _conv_maker(kernels, conv, form, options)
-                    yield _timing(kernels, ceilings, label, make, conv, rounds, say)
-    for name, pool in catalogue.POOLS.items():
-        pool = replace(pool, samples=samples)
-        for use, pool_form, layouts in catalogue.POOL_USES:
+def time_jobs(only: Sequence[str], precisions: Sequence[str], samples: int, *, few: bool = False) -> Iterator[Job]:
+    """Each sample layer in every form it is used with; `few`: the forms of the four methods, a layer of each kind."""
+    for use, pool_form, layouts in catalogue.POOL_USES:
+        for name, pool in catalogue.POOLS.items():
             average = name in ("global", "densenet_pool")
-            if wanted(f"{name}/{use}", only) and (pool_form.kind == "average") == average:
-                label = Timing(use, name, "ieee", target=POOL_TARGET)
-                yield _timing(
-                    kernels, ceilings, label, _pool_maker(kernels, pool, pool_form, layouts), None, rounds, say
-                )
+            asked = wanted(f"{name}/{use}", only) and (not few or use in FEW_USES)
+            if asked and (pool_form.kind == "average") == average:
+                yield Job(use, name, replace(pool, samples=samples), pool_form, layouts)
+    for precision in precisions:
+        for name, conv in catalogue.LAYERS.items():
+            for use, form, layouts in (*catalogue.USES, *catalogue.DENOMINATOR_USES):
+                first = isinstance(form, ConvForm) and (form.branch == "twin" or use == "product")
+                usual = isinstance(form, DenominatorForm) or (conv.channels == 3) == first
+                asked = not few or (use in FEW_USES and name in FEW_LAYERS)
+                if usual and asked and wanted(f"{name}/{use}", only):
+                    yield Job(use, name, replace(conv, samples=samples), form, layouts, precision)
 
 
-def _conv_maker(kernels: Kernels, conv: Conv, form: ConvForm, options: dict[str, Any]) -> Callable[[], Kernel]:
-    return lambda: kernels.conv(conv, form, **options)
-
-
-def _pool_maker(kernels: Kernels, pool: Pool, form: PoolForm, layouts: Layouts) -> Callable[[], Kernel]:
-    return lambda: kernels.pool(pool, form, layouts=layouts)
+def timed(
+    kernels: Kernels, ceilings: Ceilings, jobs: Iterable[Job], rounds: int, say: Callable[[str], None],
+    late: Callable[[], bool] = lambda: False,
+) -> Iterator[Timing]:  # fmt: skip
+    """Each job, until it is `late`."""
+    skipped = 0
+    for job in jobs:
+        if late():
+            skipped += 1
+            continue
+        target: float | None = POOL_TARGET
+        if isinstance(job.geometry, Conv):
+            wide = min(job.geometry.channels // job.geometry.group, job.geometry.filters) >= 64
+            target = CONV_TARGET if wide else None
+        label = Timing(job.use, job.shape, job.precision, target=target)
+        yield _timing(kernels, ceilings, label, job, rounds, say)
+    if skipped:
+        say(f"{skipped} timings were left out for time")
 
 
 def _timing(
-    kernels: Kernels, ceilings: Ceilings, label: Timing, make: Callable[[], Kernel], conv: Conv | None, rounds: int,
-    say: Callable[[str], None],
-) -> Timing:  # fmt: skip
+    kernels: Kernels, ceilings: Ceilings, label: Timing, job: Job, rounds: int, say: Callable[[str], None]
+) -> Timing:
     """Prepare, allocate, time; a failure becomes a line of the table."""
     try:
-        kernel = make()
+        kernel = job.made(kernels)
         with Device(kernels.driver).arrays() as put:
             tensors = {k: put(-(-size // 4) * 4) for k, size in kernel.plan.needs.items()}
-            if conv is not None:
+            if isinstance(job.geometry, Conv):
                 work, unit = float(kernel.plan.operations), "TFLOP/s"
                 found = time_kernel(kernel, tensors, work, lambda: ceilings.matrix_rate(label.precision), rounds)
             else:
@@ -397,6 +504,63 @@ def _timing(
         done = replace(label, problem=f"{type(error).__name__}: {error}")
     say(row(done))
     return done
+
+
+# ------------------------------------------------------------------------------------------- compiling beforehand
+
+
+def every_plan(arguments: argparse.Namespace, arch: int) -> Iterator[Plan]:
+    """Every kernel that a run with these arguments launches; no device is asked."""
+    planner, few = Planner(arch), bool(arguments.all)
+    jobs = [*check_jobs(arguments.only, arguments.precision, few=few)]
+    if not arguments.check:
+        jobs += time_jobs(arguments.only, arguments.timed, arguments.samples, few=few)
+    for job in jobs:
+        with suppress(KernelError):
+            yield job.made(planner).plan
+    if arguments.only or arguments.check:
+        return
+    for precision in arguments.timed:
+        pretended = bench_methods.Device(planner, 0, "cpu", 0, precision)
+        yield from bench_methods.plans(arguments.network, pretended, arch)
+
+
+def compile_apart(
+    plans: Iterable[Plan], known: Callable[[Plan], bool], keep: Callable[[Any], None], say: Callable[[str], None],
+    late: Callable[[], bool] = lambda: False,
+) -> int:  # fmt: skip
+    """Compile in as many processes as there are cores what is not known yet; what fails is told where it is used."""
+    found = {plan.specialisation.digest: plan.specialisation for plan in plans if not known(plan)}
+    if not found:
+        return 0
+    started, failed, done = time.monotonic(), 0, 0
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        waiting = [pool.submit(compile_kernel, spec) for spec in found.values()]
+        for one in as_completed(waiting):
+            try:
+                keep(one.result())
+                done += 1
+            except KernelError:
+                failed += 1
+            if late():
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
+    say(f"{done} of {len(found)} kernels compiled in {time.monotonic() - started:.0f} s, {failed} failed")
+    return failed
+
+
+def prepare(arguments: argparse.Namespace) -> int:
+    """Compile for one architecture into a folder, without a device."""
+    folder: Path = arguments.kernels
+    folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+
+    def keep(binary: Any) -> None:
+        (folder / f"{binary.specialisation.digest}.kernel").write_bytes(encode(binary))
+
+    def known(plan: Plan) -> bool:
+        return (folder / f"{plan.specialisation.digest}.kernel").is_file()
+
+    return 1 if compile_apart(every_plan(arguments, arguments.prepare), known, keep, print) else 0
 
 
 # ------------------------------------------------------------------------------------------- the table
@@ -413,6 +577,38 @@ def row(timing: Timing) -> str:
     return f"{start} {timing.milliseconds:.3f} | {timing.rate:.2f} {timing.unit} | {share} | {verdict} |"
 
 
+def claims(result: Result) -> list[str]:
+    """The table of what must be shown, with what this run has found for each; nothing that it has not measured."""
+    rows = []
+    largest: dict[str, float] = {}
+    for entry in result.checks:
+        largest[entry.precision] = max(largest.get(entry.precision, 0.0), entry.error)
+    shown = ", ".join(f"{k} {v:.1e} (≤ {TOLERANCES[k]:.0e})" for k, v in largest.items()) or "not measured"
+    rows.append(("kernels against the float64 oracle, of the maximum", shown))
+    right = [m for m in result.methods if m.error > 0]
+    shown = ", ".join(f"{m.network} {m.method} {m.precision} {m.error:.1e}" for m in right) or "not measured"
+    rows.append(("whole methods against the CPU backend, of the maximum", shown))
+    for what, unit in (("convolutions of 64 channels and more", "TFLOP/s"), ("pools", "TB/s")):
+        held = [t for t in result.timings if t.target is not None and t.fraction is not None and t.unit == unit]
+        met = sum((t.fraction or 0) >= (t.target or 0) for t in held)
+        goal = f"≥ {CONV_TARGET} of cuBLAS" if unit == "TFLOP/s" else f"≥ {POOL_TARGET} of copy bandwidth"
+        rows.append((f"{what}: {goal}", f"{met} of {len(held)} met" if held else "not measured"))
+    for m in (m for m in result.methods if m.target is not None and not m.problem):
+        goal = f"{m.network} batch {m.batch}, {m.method}: ≤ {m.target} forward passes"
+        rows.append((goal, f"{m.ratio:.2f}, {'met' if m.ratio <= m.target else 'MISSED'}"))
+    faster = [m for m in result.methods if m.gain > 0]
+    shown = f"{sum(m.gain > 1 for m in faster)} of {len(faster)} faster" if faster else "not measured"
+    rows.append(("against the pure ONNX form on the CUDA provider", shown))
+    peers = [m for m in faster if m.peer_gain is not None]
+    shown = f"{sum((m.peer_gain or 0) > 1 for m in peers)} of {len(peers)} faster" if peers else "not measured"
+    rows.append(("against Captum and Zennit on torch", shown))
+    held_memory = [m for m in faster if m.memory is not None]
+    shown = ", ".join(f"{m.network} {m.method} {m.memory:.2f}" for m in held_memory) or "not measured"
+    rows.append(("device memory, multiple of the plain forward pass's", shown))
+    rows.append(("a batch that does not fit", result.memory or "not measured"))
+    return ["", "| claim | found |", "| --- | --- |", *(f"| {claim} | {found} |" for claim, found in rows)]
+
+
 def table(result: Result) -> str:
     """The page."""
     lines = ["# GPU kernels", ""]
@@ -420,20 +616,18 @@ def table(result: Result) -> str:
         lines += ["**Stand-in driver: no figure below was measured.**", ""]
     lines += [f"* {key}: {value}" for key, value in result.machine.items()]
     lines += [f"* {key}: {value:.2f}" for key, value in result.ceilings.items()]
+    lines += [f"* {remark}" for remark in result.remarks]
+    lines += claims(result)
     wrong = result.failed
     lines += ["", f"{len(result.checks)} comparisons with the float64 oracle, {len(wrong)} failed.", ""]
     lines += [
         f"* {c.kernel}, {c.shape}, {c.precision}: {c.problem or f'error {c.error:.1e} > {c.tolerance:.0e}'}"
         for c in wrong
     ]
-    errors: dict[str, float] = {}
-    for entry in result.checks:
-        if entry.good:
-            errors[entry.precision] = max(errors.get(entry.precision, 0.0), entry.error)
-    lines += [f"* largest error in {k}: {v:.1e} (limit {TOLERANCES[k]:.0e})" for k, v in errors.items()]
-    lines += ["", "| layer | form | precision | ms | rate | fraction of the ceiling (min–max) | target |"]
-    lines += ["| --- | --- | --- | --- | --- | --- | --- |", *(row(t) for t in result.timings)]
     lines += bench_methods.table(result.methods) if result.methods else []
+    lines += ["", "## Kernels", ""]
+    lines += ["| layer | form | precision | ms | rate | fraction of the ceiling (min–max) | target |"]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- |", *(row(t) for t in result.timings)]
     return "\n".join(lines) + "\n"
 
 
@@ -457,64 +651,125 @@ def machine(driver: Driver, words: Sequence[str]) -> dict[str, str]:
 
 
 def bench(
-    kernels: Kernels, arguments: argparse.Namespace, words: Sequence[str], *, measured: bool, cublas: Any = None
-) -> Result:
-    """All three parts; what is wrong is not timed."""
+    kernels: Kernels, arguments: argparse.Namespace, words: Sequence[str], *, measured: bool, cublas: Any = None,
+    peer_of: Any = None,
+) -> Result:  # fmt: skip
+    """All parts; what is wrong is not timed, and what comes too late is said to be left out."""
+    clock, few = Clock(arguments.budget), bool(arguments.all)
     result = Result(machine(kernels.driver, words), measured)
-    result.checks = check(kernels, arguments.precision, arguments.only, print)
+
+    def say(sentence: str) -> None:
+        print(sentence, flush=True)
+        if not sentence.startswith("|"):
+            result.remarks.append(sentence)
+
+    if measured:
+        plans = every_plan(arguments, kernels.arch)
+        compile_apart(plans, kernels.known, kernels.adopt, say, lambda: clock.late(0.4))
+    jobs = check_jobs(arguments.only, arguments.precision, few=few)
+    result.checks = check(kernels, jobs, say, lambda: clock.late(0.55))
     if result.failed or arguments.check:
         return result
+    if not arguments.only:
+        _methods(kernels, arguments, result, clock, measured, peer_of, say)
+    if not measured:
+        kernels.driver.library.runs = None  # what would be timed is recorded alone
     with Device(kernels.driver).arrays() as put:
         try:
             product: Cublas | None = Cublas(cublas)
         except DeviceError as error:
-            print(error)
+            say(str(error))
             product = None
         ceilings = Ceilings(kernels.driver, put, arguments.matrix, product)
         result.ceilings["copy bandwidth, TB/s"] = statistics.median(ceilings.bandwidth() for _ in range(5))
-        for precision in arguments.precision:
+        for precision in arguments.timed:
             rates = [ceilings.matrix_rate(precision) for _ in range(5)]
             if rates[0] is not None:
                 result.ceilings[f"cuBLAS {precision}, TFLOP/s"] = statistics.median(r for r in rates if r is not None)
-        options = (arguments.only, arguments.precision, arguments.rounds, arguments.samples, print)
-        result.timings = list(timed(kernels, ceilings, *options))
-    if not arguments.only:
-        for precision in arguments.precision:
-            device = bench_methods.opened(kernels, precision, measured=measured)
-            found = bench_methods.timed(device, arguments.network, arguments.rounds, TOLERANCES[precision])
-            result.methods += list(found)
+        todo = time_jobs(arguments.only, arguments.timed, arguments.samples, few=few)
+        result.timings = list(timed(kernels, ceilings, todo, arguments.rounds, say, clock.late))
     return result
+
+
+def _methods(
+    kernels: Kernels, arguments: argparse.Namespace, result: Result, clock: Clock, measured: bool, peer_of: Any,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    choices = {"dense": arguments.dense, "graphs": arguments.graphs}
+    if peer_of is None and measured:
+        peer_of = bench_methods.peers(say)
+    for precision in arguments.timed:
+        device = bench_methods.opened(kernels, precision, measured=measured, **choices)
+        options: dict[str, Any] = {"peer_of": peer_of, "late": lambda: clock.late(0.85)}
+        for found in bench_methods.timed(device, arguments.network, arguments.rounds, TOLERANCES[precision], **options):
+            print(bench_methods.row(found), flush=True)
+            result.methods.append(found)
+    if arguments.network and not clock.late(0.85):
+        result.memory = bench_methods.halved(device, arguments.network[0])
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--all", action="store_true", help="everything that fits --budget (default 510 s) for one page")
     parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json")
-    parser.add_argument("--precision", nargs="+", choices=TOLERANCES, default=["tf32", "ieee", "bf16"])
+    parser.add_argument(
+        "--precision", nargs="+", choices=TOLERANCES, default=["tf32", "ieee", "bf16"], help="what is checked"
+    )
+    parser.add_argument("--timed", nargs="+", choices=TOLERANCES, default=["tf32"], help="precisions that are timed")
     parser.add_argument(
         "--only", nargs="+", metavar="WORD", default=[], help="layer/form names that contain one of these"
     )
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--samples", type=int, default=catalogue.SAMPLES, help="batch size")
+    parser.add_argument("--samples", type=int, default=catalogue.SAMPLES, help="batch size of the sample layers")
     parser.add_argument("--matrix", type=int, default=8192, help="size of the product that sets the ceiling")
     parser.add_argument(
         "--network", nargs="*", default=bench_methods.NETWORKS, help="name:batch of tools/make_models.py, whole methods"
     )
+    parser.add_argument("--dense", choices=("onnx", "kernel"), default="onnx", help="what runs dense layers")
+    parser.add_argument("--graphs", action="store_true", help="CUDA graphs for runs of kernels")
     parser.add_argument("--check", action="store_true", help="compare with the oracle only")
-    return parser.parse_args(words)
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="leave out what would come later")
+    parser.add_argument("--kernels", type=Path, metavar="FOLDER", help="compiled beforehand by --prepare")
+    parser.add_argument("--prepare", type=int, metavar="ARCH", help="compile into --kernels, e.g. for 90; no device")
+    parser.add_argument("--stand-in", action="store_true", help="the tests' recorded driver instead of a device")
+    arguments = parser.parse_args(words)
+    if arguments.all and arguments.budget is None:
+        arguments.budget = 510.0
+    if arguments.prepare is not None and arguments.kernels is None:
+        parser.error("--prepare needs --kernels FOLDER")
+    return arguments
 
 
-def main(words: Sequence[str] | None = None, *, kernels: Kernels | None = None, cublas: Any = None) -> int:
+def stand_in(folder: Path) -> Kernels:
+    """Kernels on the recorded driver of the tests: interpreted, on host memory."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "backends"))
+    import gpu_stand_in
+
+    fake, device = gpu_stand_in.stand_in(folder, own_stream=False)
+    fake.total = 1 << 28
+    found: Kernels = device.kernels
+    return found
+
+
+def main(
+    words: Sequence[str] | None = None, *, kernels: Kernels | None = None, cublas: Any = None, peer_of: Any = None
+) -> int:
     words = sys.argv[1:] if words is None else words
     arguments = parsed(words)
-    stand_in = kernels is not None
-    try:
-        kernels = kernels or Kernels()
-    except KernelError as error:
-        print(f"{error} Nothing was measured.", file=sys.stderr)
-        return 2
-    if kernels.store.refused:
-        print(f"Compiled kernels are not kept: {kernels.store.refused}.")
-    result = bench(kernels, arguments, words, measured=not stand_in, cublas=cublas)
+    if arguments.prepare is not None:
+        return prepare(arguments)
+    measured = kernels is None and not arguments.stand_in
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            if kernels is None and arguments.stand_in:
+                kernels = stand_in(Path(folder))
+            kernels = kernels or Kernels(store=Store(shipped=arguments.kernels) if arguments.kernels else None)
+        except KernelError as error:
+            print(f"{error} Nothing was measured.", file=sys.stderr)
+            return 2
+        if kernels.store.refused:
+            print(f"Compiled kernels are not kept: {kernels.store.refused}.")
+        result = bench(kernels, arguments, words, measured=measured, cublas=cublas, peer_of=peer_of)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.with_suffix(".md").write_text(table(result), encoding="utf-8")

@@ -1,15 +1,21 @@
-"""Whole methods on a GPU: the kernels' backend against the plain forward pass and the pure ONNX form, in one process.
+"""Whole methods on a GPU: the kernels' backend against the plain forward pass, the pure ONNX form and Captum or Zennit on
+torch, in one process. A method is compared with the CPU backend first; what differs is not timed.
 
-A method is compared with the CPU backend first; what differs is not timed. Part of `tools/bench_kernels.py`.
+Part of `tools/bench_kernels.py`. torch is used where it is installed with a GPU, and by nothing else of this project.
 """
 
 from __future__ import annotations
 
+import gc
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import make_models
 import numpy as np
@@ -22,15 +28,20 @@ from onnx_explain.backends.gpu import Device, GpuRunner
 from onnx_explain.errors import ExplainError
 from onnx_explain.ir.message import serialise
 
-NETWORKS = ["vgg16:32", "resnet50:64"]
-# the largest acceptable ratio to the plain forward pass
+NETWORKS = ["vgg16:32", "resnet50:64", "mobilenet_v2:32"]
+# the largest acceptable ratio to the plain forward pass; MobileNet-v2 is there to be right
 TARGETS = {"lrp-epsilon": 2.5, "lrp-epsilon-plus": 3.6, "rap": 6.0, "gradient": None}
 COMPARED = 1  # samples that the CPU backend explains too
+
+Peer = tuple[str, Callable[[], Any]] | None
+PeerOf = Callable[[str, str, onnx.ModelProto, np.ndarray], Peer]
 
 
 @dataclass(frozen=True)
 class MethodTiming:
-    """One method on one network: medians in ms; `ratio` to the forward pass, per round, and `target` for it."""
+    """One method on one network: medians in ms, `ratio` to the forward pass, `gain` over the ONNX form and `peer_gain` over the
+    peer, per round; `memory`: the device memory that a run takes as a multiple of the plain forward pass's.
+    """
 
     network: str
     batch: int
@@ -40,85 +51,239 @@ class MethodTiming:
     forward: float = 0.0
     onnx: float = 0.0
     kernels: float = 0.0
+    peer: float | None = None
+    peer_name: str = ""
     ratio: float = 0.0
+    gain: float = 0.0
+    peer_gain: float | None = None
+    memory: float | None = None
     workspace: int = 0
     target: float | None = None
     problem: str = ""
 
 
-def opened(kernels: Kernels, precision: Any, *, measured: bool) -> Device:
+def opened(kernels: Kernels, precision: Any, *, measured: bool, **choices: Any) -> Device:
     """The device of the kernels; for a stand-in of the driver ONNX Runtime's CPU provider on the same memory."""
-    return Device.of(kernels, provider="cuda" if measured else "cpu", precision=precision)
+    return Device.of(kernels, provider="cuda" if measured else "cpu", precision=precision, **choices)
 
 
-def timed(device: Device, networks: Sequence[str], rounds: int, tolerance: float) -> Iterator[MethodTiming]:
-    """Each method on each network, ``name:batch`` (and ``:size:width`` for a smaller one)."""
+def parsed(text: str) -> tuple[str, int, int, float]:
+    """(name, batch, size, width) of ``name:batch`` or ``name:batch:size:width``."""
+    name, batch, *rest = text.split(":")
+    return name, int(batch), int(rest[0]) if rest else 224, float(rest[1]) if len(rest) > 1 else 1.0
+
+
+def graphs(networks: Sequence[str]) -> Iterator[tuple[MethodTiming, onnx.ModelProto, Explainer, int]]:
+    """Each method on each network: (an empty line of the table, the model, its explainer, the pictures' size)."""
     for text in networks:
-        name, batch, *rest = text.split(":")
-        size, width = (int(rest[0]), float(rest[1])) if rest else (224, 1.0)
+        name, batch, size, width = parsed(text)
         model = make_models.build(name, size=size, width=width)
         for method, target in TARGETS.items():
-            label = MethodTiming(name, int(batch), method, device.precision, target=target)
-            try:
-                yield _one(device, model, label, rounds, tolerance, size)
-            except ExplainError as error:
-                yield replace(label, problem=f"{type(error).__name__}: {error}")
+            goal = target if name in ("vgg16", "resnet50") else None
+            yield MethodTiming(name, batch, method, "", target=goal), model, Explainer(model, method), size
+
+
+def plans(networks: Sequence[str], device: Device, arch: int) -> Iterator[Any]:
+    """The kernels that the methods launch, for the batch and for what is compared; no device is asked."""
+    for label, _, explain, size in graphs(networks):
+        runner = GpuRunner(explain.build().model, device)
+        (name,) = explain.inputs
+        for samples in sorted({COMPARED, label.batch}):
+            yield from runner.plans({name: (samples, 3, size, size)}, arch)
+
+
+def timed(
+    device: Device,
+    networks: Sequence[str],
+    rounds: int,
+    tolerance: float,
+    *,
+    peer_of: PeerOf | None = None,
+    late: Callable[[], bool] = lambda: False,
+) -> Iterator[MethodTiming]:
+    """Each method on each network, ``name:batch`` (and ``:size:width`` for a smaller one), until it is `late`."""
+    for empty, model, explain, size in graphs(networks):
+        label = replace(empty, precision=device.precision)
+        if late():
+            yield replace(label, problem="left out: no time was left")
+            continue
+        try:
+            yield _one(device, model, explain, label, rounds, tolerance, size, peer_of)
+        except ExplainError as error:
+            yield replace(label, problem=f"{type(error).__name__}: {error}")
 
 
 def _one(
-    device: Device, model: onnx.ModelProto, label: MethodTiming, rounds: int, tolerance: float, size: int
+    device: Device,
+    model: onnx.ModelProto,
+    explain: Explainer,
+    label: MethodTiming,
+    rounds: int,
+    tolerance: float,
+    size: int,
+    peer_of: PeerOf | None,
 ) -> MethodTiming:
-    explain = Explainer(model, label.method)
     graph = explain.build()
     (name,), (output,) = explain.inputs, graph.relevance.values()
     x = np.random.default_rng(0).standard_normal((label.batch, 3, size, size)).astype(np.float32)
-    runner = GpuRunner(graph.model, device)
     few = x[:COMPARED]
-    want = plain.Session(plain.lower(graph.model)).run({name: few}, [output])[output]
-    error = float(np.abs(runner.run({name: few}, [output])[output] - want).max() / max(np.abs(want).max(), 1e-30))
-    if not error <= tolerance:
-        return replace(label, error=error, problem=f"error {error:.1e} > {tolerance:.0e}: not timed")
     there = device.upload(x)
+    forward = device.session(serialise(explain.source_model))
+    base = _taken(device, lambda: forward.run({name: there}, dict.fromkeys(forward.outputs)))
+    runner: GpuRunner | None = None
     try:
-        ways = _ways(device, explain, runner, {name: there}, output)
-        took: dict[str, list[float]] = {k: [] for k in ways}
-        for i in range(rounds + 2):
-            for way, work in ways.items():
-                started = time.perf_counter()
-                work()
-                device.wait()
-                if i >= 2:  # the first two warm up
-                    took[way].append(1000 * (time.perf_counter() - started))
+        runner = GpuRunner(graph.model, device)
+        want = plain.Session(plain.lower(graph.model)).run({name: few}, [output])[output]
+        error = float(np.abs(runner.run({name: few}, [output])[output] - want).max() / max(np.abs(want).max(), 1e-30))
+        if not error <= tolerance:
+            return replace(label, error=error, problem=f"error {error:.1e} > {tolerance:.0e}: not timed")
+        ways: dict[str, Callable[[], Any]] = {
+            "forward": lambda: forward.run({name: there}, dict.fromkeys(forward.outputs)),
+            "kernels": lambda: runner.run_on_device({name: there}, [output]),
+        }
+        more = _taken(device, ways["kernels"])
+        whole = device.session(serialise(plain.lower(graph.model)))
+        ways["onnx"] = lambda: whole.run({name: there}, {output: None})
+        peer = peer_of(label.network, label.method, model, x) if peer_of is not None else None
+        if peer is not None:
+            ways["peer"] = peer[1]
+        took = _in_turn(device, ways, rounds)
     finally:
         device.driver.free(there.pointer)
-    ratios = [k / f for k, f in zip(took["kernels"], took["forward"])]
     medians = {way: statistics.median(times) for way, times in took.items()}
-    return replace(label, error=error, ratio=statistics.median(ratios), workspace=runner.workspace, **medians)
-
-
-def _ways(
-    device: Device, explain: Explainer, runner: GpuRunner, feeds: Mapping[str, Any], output: str
-) -> dict[str, Callable[[], Any]]:
-    forward = device.session(serialise(explain.source_model))
-    whole = device.session(serialise(plain.lower(explain.build().model)))
-    return {
-        "forward": lambda: forward.run(feeds, dict.fromkeys(forward.outputs)),
-        "onnx": lambda: whole.run(feeds, {output: None}),
-        "kernels": lambda: runner.run_on_device(feeds, [output]),
+    found = {
+        "ratio": _paired(took["kernels"], took["forward"]),
+        "gain": _paired(took["onnx"], took["kernels"]),
+        "peer_gain": _paired(took["peer"], took["kernels"]) if peer is not None else None,
+        "peer_name": peer[0] if peer is not None else "",
+        # what the forward pass has taken is still held, and shared by nothing
+        "memory": (base + more) / base if base > 0 else None,
+        "workspace": runner.workspace,
     }
+    return replace(label, error=error, **medians, **found)
+
+
+def _taken(device: Device, work: Callable[[], Any]) -> int:
+    """Bytes of device memory that a first run leaves taken."""
+    before = device.driver.free_memory()
+    work()
+    device.wait()
+    return int(before - device.driver.free_memory())
+
+
+def _in_turn(device: Device, ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each way per round; two rounds warm up, the second captures what is captured."""
+    took: dict[str, list[float]] = {k: [] for k in ways}
+    for i in range(rounds + 2):
+        for way, work in ways.items():
+            device.wait()
+            started = time.perf_counter()
+            work()
+            device.wait()
+            if i >= 2:
+                took[way].append(1000 * (time.perf_counter() - started))
+    return took
+
+
+def _paired(above: Sequence[float], below: Sequence[float]) -> float:
+    """The median of ratios, round by round."""
+    return statistics.median(a / b for a, b in zip(above, below))
+
+
+# ------------------------------------------------------------------------------------------- peers on torch
+
+
+def peers(say: Callable[[str], None], *, where: str = "cuda") -> PeerOf | None:
+    """Captum's or Zennit's way to a method on torch's GPU; None, with the reason said, where torch has none."""
+    try:
+        import compare_peers
+        import torch
+    except ImportError as error:
+        say(f"No comparison with Captum and Zennit: {error}.")
+        return None
+    if where == "cuda" and not torch.cuda.is_available():
+        say("No comparison with Captum and Zennit: torch sees no GPU.")
+        return None
+    contests = {one.ours: one for one in compare_peers.CONTESTS}
+
+    def peer_of(network: str, method: str, model: onnx.ModelProto, x: np.ndarray) -> Peer:
+        if method not in contests or network not in compare_peers.NETWORKS:
+            return None
+        one = contests[method]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.onnx"
+            onnx.save(model, file)
+            attribute = one.prepare(compare_peers.torch_network(network, file).to(where))
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        given = torch.from_numpy(x).to(where)
+        target = torch.zeros(len(x), dtype=torch.long, device=where)
+
+        def run() -> None:
+            attribute(given, target)
+            if where == "cuda":
+                torch.cuda.synchronize()
+
+        try:
+            run()
+        except Exception as error:  # a peer that cannot do it is a result
+            say(f"{one.peer} cannot explain {network}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            return None
+        return one.peer, run
+
+    return peer_of
+
+
+# ------------------------------------------------------------------------------------------- memory that runs out
+
+
+def halved(device: Device, network: str, method: str = "lrp-epsilon") -> str:
+    """The sentence of a batch that does not fit: most of the free memory is taken away, then a batch is explained."""
+    name, batch, size, width = parsed(network)
+    model = make_models.build(name, size=size, width=width)
+    x = np.random.default_rng(0).standard_normal((batch, 3, size, size)).astype(np.float32)
+    fits = Explainer(model, method)
+    probe = GpuRunner(fits.build().model, device)
+    probe.run({next(iter(fits.inputs)): x})
+    need = probe.workspace
+    del probe
+    gc.collect()  # what earlier runs still hold would be given back in the middle of it
+    taken: list[int] = []
+    try:
+        spare = device.driver.free_memory() - need * 3 // 4
+        if spare > 0:
+            taken.append(device.allocate(spare))
+        with mock.patch.object(Device, "open", staticmethod(lambda precision="tf32", ordinal=0: device)):
+            notes = Explainer(model, method, device="cuda", precision=device.precision)(x).notes
+        return " ".join(notes) or "the batch fitted all the same"
+    except ExplainError as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        for pointer in taken:
+            with suppress(Exception):
+                device.driver.free(pointer)
+
+
+# ------------------------------------------------------------------------------------------- the table
 
 
 def table(found: Sequence[MethodTiming]) -> list[str]:
     """Lines of the page."""
-    head = "| network | batch | method | precision | error | forward ms | ONNX form ms | kernels ms | ratio | workspace MiB |"
-    return ["", "## Whole methods", "", head, "|" + " --- |" * 10, *map(row, found)]
+    head = (
+        "| network | batch | method | precision | error | forward ms | ONNX form ms | peer ms | kernels ms | "
+        "ratio to forward | ONNX form / kernels | peer / kernels | memory / forward | workspace MiB |"
+    )
+    return ["", "## Whole methods", "", head, "|" + " --- |" * 14, *map(row, found)]
 
 
 def row(t: MethodTiming) -> str:
     """One line of the table."""
     start = f"| {t.network} | {t.batch} | {t.method} | {t.precision} |"
     if t.problem:
-        return f"{start} {t.problem} | | | | | |"
+        return f"{start} {t.problem} |" + " |" * 9
     verdict = "" if t.target is None else f" (≤ {t.target} {'met' if t.ratio <= t.target else 'MISSED'})"
-    times = f"{t.forward:.2f} | {t.onnx:.2f} | {t.kernels:.2f}"
-    return f"{start} {t.error:.1e} | {times} | {t.ratio:.2f}{verdict} | {t.workspace / 2**20:.0f} |"
+    peer = "–" if t.peer is None else f"{t.peer:.2f} ({t.peer_name})"
+    against = "–" if t.peer_gain is None else f"{t.peer_gain:.2f}"
+    memory = "–" if t.memory is None else f"{t.memory:.2f}"
+    times = f"{t.forward:.2f} | {t.onnx:.2f} | {peer} | {t.kernels:.2f}"
+    ratios = f"{t.ratio:.2f}{verdict} | {t.gain:.2f} | {against} | {memory}"
+    return f"{start} {t.error:.1e} | {times} | {ratios} | {t.workspace / 2**20:.0f} |"

@@ -162,6 +162,13 @@ class Driver:
         """Give memory back."""
         self.call("cuMemFree_v2", ct.c_uint64(pointer))
 
+    def free_memory(self) -> int:
+        """Bytes that nobody has taken, of all processes."""
+        self.enter()
+        free, total = ct.c_size_t(), ct.c_size_t()
+        self.call("cuMemGetInfo_v2", ct.byref(free), ct.byref(total))
+        return free.value
+
     def upload(self, pointer: int, address: int, size: int) -> None:
         """Copy host bytes to the device, and wait."""
         self.call("cuMemcpyHtoD_v2", ct.c_uint64(pointer), ct.c_void_p(address), ct.c_size_t(size))

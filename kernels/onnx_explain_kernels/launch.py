@@ -280,6 +280,16 @@ class Kernels:
         self._binaries[digest] = binary
         return Kernel(self.driver, plan, binary)
 
+    def known(self, plan: Plan) -> bool:
+        """Whether a plan's kernel is compiled already."""
+        digest = plan.specialisation.digest
+        return digest in self._binaries or self.store.find(digest) is not None
+
+    def adopt(self, binary: Binary) -> None:
+        """Take a kernel that was compiled elsewhere, in another process for instance."""
+        self._binaries[binary.specialisation.digest] = binary
+        self.store.keep(binary)
+
     def _either(self, planned: Callable[[bool], Plan]) -> Kernel:
         """The kernel compiled for the shape, else the shipped one for any shape."""
         if not self._specialise:
@@ -287,6 +297,41 @@ class Kernels:
         with suppress(CompilerMissing):
             return self.prepare(planned(False))
         return self.prepare(planned(True), compiles=False)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """In place of a kernel: its plan alone."""
+
+    plan: Plan
+
+
+class Planner:
+    """Answers as `Kernels` does, with plans: nothing is compiled, loaded or launched, and no device is needed."""
+
+    def __init__(self, arch: int) -> None:
+        """For an architecture, e.g. 90."""
+        self.arch = arch
+
+    def conv(self, conv: Conv, form: ConvForm, **options: Any) -> Planned:
+        """As `Kernels.conv`."""
+        return Planned(plan_conv(conv, form, arch=self.arch, **options))
+
+    def denominator(self, conv: Conv, form: DenominatorForm, **options: Any) -> Planned:
+        """As `Kernels.denominator`."""
+        return Planned(plan_denominator(conv, form, arch=self.arch, **options))
+
+    def pool(self, pool: Pool, form: PoolForm, **options: Any) -> Planned:
+        """As `Kernels.pool`."""
+        return Planned(plan_pool(pool, form, arch=self.arch, **options))
+
+    def shift(self, samples: int, rows: int) -> Planned:
+        """As `Kernels.shift`."""
+        return Planned(plan_shift(samples, rows, arch=self.arch))
+
+    def apply(self, samples: int, length: int) -> Planned:
+        """As `Kernels.apply`."""
+        return Planned(plan_apply(samples, length, arch=self.arch))
 
 
 def address_of(array: Any) -> int:

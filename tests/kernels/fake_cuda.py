@@ -61,6 +61,7 @@ class FakeCuda:
     calls: list[str] = field(default_factory=list)
     memory: dict[int, Any] = field(default_factory=dict)
     clock: float = 0.0
+    total: int = 1 << 40
     capturing: list[Launch] | None = None
     graphs: dict[int, list[Launch]] = field(default_factory=dict)
     replays: list[int] = field(default_factory=list)
@@ -187,7 +188,14 @@ class FakeCuda:
             self._run(launch)
         return 0
 
+    def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:
+        _set(free, self.total - sum(len(block) for block in self.memory.values()))
+        _set(total, self.total)
+        return 0
+
     def cuMemAlloc_v2(self, pointer: Any, size: Any) -> int:
+        if size.value + 256 + sum(len(block) for block in self.memory.values()) > self.total:
+            return 2
         block = ctypes.create_string_buffer(size.value + 256)
         address = (ctypes.addressof(block) + 255) & ~255
         self.memory[address] = block

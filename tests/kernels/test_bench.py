@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -88,7 +89,8 @@ def test_the_checks_pass_on_kernels_that_run_from_what_was_passed(bench: ModuleT
     words = [
         "--check",
         "--only",
-        "1x1/epsilon",
+        "1x1/pair_divided",
+        "1x1/quotient_halves",
         "depthwise/chain_first",
         "dense/relative_chain",
         "ceil/max_chain",
@@ -136,7 +138,7 @@ def test_each_kernel_is_timed_between_measurements_of_its_ceiling(
         "--matrix",
         "64",
     ]
-    words += ["--precision", "tf32", "bf16", "--out", str(tmp_path / "kernels")]
+    words += ["--timed", "tf32", "bf16", "--out", str(tmp_path / "kernels")]
     assert bench.main(words, kernels=kernels, cublas=cublas) == 0
     found = json.loads((tmp_path / "kernels.json").read_text())
     names = {(t["layer"], t["kernel"], t["precision"]) for t in found["timings"]}
@@ -191,3 +193,68 @@ def test_without_a_device_nothing_is_measured(
     monkeypatch.setattr(bench, "Kernels", missing)
     assert bench.main([]) == 2
     assert "Nothing was measured" in capsys.readouterr().err
+
+
+class Inline:
+    """A pool of processes that is none."""
+
+    def __init__(self, *_: Any) -> None:
+        self.waiting: list[Any] = []
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, work: Any, spec: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(work(spec))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def test_kernels_are_compiled_beforehand_and_found_on_the_device(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(bench, "compile_kernel", fake_compile)
+    folder = tmp_path / "kernels"
+    words = ["--check", "--only", "1x1/chain", "2x2/max", "--precision", "ieee", "--kernels", str(folder)]
+    assert bench.main(["--prepare", "90", *words]) == 0
+    first = capsys.readouterr().out
+    assert "0 failed" in first
+    assert len(list(folder.iterdir())) > 3
+    assert bench.main(["--prepare", "90", *words]) == 0, "what is there is not compiled again"
+    assert capsys.readouterr().out == ""
+
+    def refuse(spec: object) -> None:
+        raise CompilerMissing("no compiler")
+
+    _, kernels = opened(tmp_path, runs=False, compile_with=refuse)
+    kernels.store.shipped = folder
+    found = bench.check(kernels, bench.check_jobs(["1x1/chain", "2x2/max"], ["ieee"]), print)
+    assert all("CompilerMissing" not in c.problem for c in found)
+
+
+def test_what_comes_too_late_is_left_out_and_said(
+    bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, kernels = opened(tmp_path, runs=False)
+    assert bench.check(kernels, bench.check_jobs(["1x1/"], ["ieee"]), print, lambda: True) == []
+    assert "0 comparisons with the oracle, 0 failed, " in capsys.readouterr().out
+    clock = bench.Clock(1000.0)
+    assert (clock.late(0.0), clock.late(0.5), bench.Clock(None).late(0.0)) == (True, False, False)
+
+
+def test_one_command_fits_nine_minutes_and_covers_the_methods_forms(bench: ModuleType) -> None:
+    arguments = bench.parsed(["--all"])
+    assert arguments.budget < 540
+    jobs = list(bench.time_jobs([], ["tf32"], 32, few=True))
+    assert {job.use for job in jobs} == set(bench.FEW_USES)
+    assert {job.shape for job in jobs} >= set(bench.FEW_LAYERS)
+    checked = list(bench.check_jobs([], arguments.precision, few=True))
+    assert {job.shape for job in checked} == {*bench.CHECKED, *bench.CHECKED_POOLS}
+    assert {job.precision for job in checked} == {"tf32", "ieee", "bf16"}

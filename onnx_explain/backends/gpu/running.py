@@ -26,6 +26,8 @@ from onnx_explain.errors import InputError, ModelError
 SMALL = 1024  # elements of a constant that may decide a shape
 _FLOAT = np.dtype(np.float32)
 _NEVER = -1
+_Sized = tuple[tuple[int, ...], np.dtype[Any]]
+_Found = tuple[list[tuple[Any, Launch | None]], dict[str, int]]
 
 
 @dataclass
@@ -144,11 +146,16 @@ class GpuRunner:
             if default is None:
                 raise InputError(f"Input {name!r} is missing.")
             return np.asarray(default.numpy())
-        dtype = value.dtype.numpy() if value.dtype is not None else _FLOAT
+        dtype = self._dtype(name)
         if is_on_device(feeds[name]):
             shape = None if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]
-            return foreign(name, feeds[name], shape, np.dtype(dtype))
+            return foreign(name, feeds[name], shape, dtype)
         return np.ascontiguousarray(feeds[name])
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        """Of an input."""
+        kind = self._takes[name].dtype
+        return np.dtype(kind.numpy()) if kind is not None else _FLOAT
 
     def _replay(self, prepared: _Prepared, group: Sequence[int], values: Mapping[str, Tensor]) -> None:
         """Launch the kernels of a run of steps, as one graph where their tensors keep their places."""
@@ -169,21 +176,44 @@ class GpuRunner:
 
     # -- shapes, places and kernels of one choice of input shapes
 
-    def _prepare(self, inputs: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> _Prepared:
-        from onnx_explain_kernels.workspace import Need, plan_workspace
+    def plans(self, shapes: Mapping[str, tuple[int, ...]], arch: int) -> list[Any]:
+        """The plans of all launches for inputs of these shapes, in order; no device is asked.
+
+        Raises:
+            UnsupportedShape: (of the kernels) a call cannot be launched for them.
+
+        """
+        from onnx_explain_kernels.launch import Planner
+
+        inputs = {n: (shapes[n], self._dtype(n)) for n in self.steps.inputs if n in shapes}
+        inputs |= {n: (t.numpy().shape, t.numpy().dtype) for n, t in self.steps.defaults.items() if n not in inputs}
+        _, _, kernels = self._walk(inputs, Planner(arch))
+        return [kernel.plan for found, _ in kernels.values() for kernel, _ in found]
+
+    def _walk(
+        self, inputs: Mapping[str, _Sized], planner: Any
+    ) -> tuple[dict[str, _Sized], list[Any], dict[int, _Found]]:
+        """From the inputs' shapes to all others': (shapes and dtypes, needs of the workspace, kernels per step)."""
+        from onnx_explain_kernels.workspace import Need
 
         known = dict(inputs)
         needs = [Need(n, _bytes(*known[n]), 0, self._last.get(n, 0)) for n in inputs]
-        kernels: dict[int, tuple[list[tuple[Any, Launch | None]], dict[str, int]]] = {}
+        kernels: dict[int, _Found] = {}
         for i, step in enumerate(self.steps.steps):
             if isinstance(step, Segment):
                 made = _inferred(self._light[i], {n: known[n] for n in step.takes if n in known}, step.gives)
             else:
-                kernels[i] = self._kernels(step, known)
+                kernels[i] = self._kernels(step, known, planner)
                 made = self._results(step, known)
                 needs += [Need(f"{i}/{k}", size, i + 1, i + 1) for k, size in kernels[i][1].items()]
             known |= made
             needs += [Need(n, _bytes(*made[n]), i + 1, max(self._last.get(n, 0), i + 1)) for n in made]
+        return known, needs, kernels
+
+    def _prepare(self, inputs: Mapping[str, _Sized]) -> _Prepared:
+        from onnx_explain_kernels.workspace import plan_workspace
+
+        known, needs, kernels = self._walk(inputs, self.device.kernels)
         plan = plan_workspace(needs)
         base = self._reserved(plan.size)
         names = [n for n in known if n in plan.offsets]
@@ -211,9 +241,7 @@ class GpuRunner:
             self._workspace = _Block(self.device, size)
         return self._workspace.pointer
 
-    def _results(
-        self, step: KernelStep, known: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
-    ) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    def _results(self, step: KernelStep, known: Mapping[str, _Sized]) -> dict[str, _Sized]:
         """Shapes and dtypes of a call's results."""
         call, geometry = step.call, step.call.geometry
         forward = call.kind == "denominator"
@@ -223,15 +251,15 @@ class GpuRunner:
         shapes = [shape] * len(step.gives) if forward else [shape, (given[0],), (given[0],)]
         return dict(zip(step.gives, [(one, _FLOAT) for one in shapes]))
 
-    def _kernels(
-        self, step: KernelStep, known: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
-    ) -> tuple[list[tuple[Any, Launch | None]], dict[str, int]]:
+    def _kernels(self, step: KernelStep, known: Mapping[str, _Sized], kernels: Any) -> _Found:
         """The kernels of a call, and the bytes of what they write beside the result."""
-        call, kernels, launches = step.call, self.device.kernels, step.call.launches
+        call, launches = step.call, step.call.launches
         letter = "x" if call.kind == "denominator" else "r"
         r = step.takes[launches[0].operands[letter]]
         samples = int(np.prod(known[r][0][:-1])) if call.dense else known[r][0][0]
-        found: list[tuple[Any, Launch | None]] = [(self._kernel(step, launch, samples), launch) for launch in launches]
+        found: list[tuple[Any, Launch | None]] = [
+            (self._kernel(step, launch, samples, kernels), launch) for launch in launches
+        ]
         if not call.shifted:
             return found, {}
         plan = found[-1][0].plan
@@ -242,12 +270,12 @@ class GpuRunner:
             scratch["delta"] = 4 * samples
         return found, scratch
 
-    def _kernel(self, step: KernelStep, launch: Launch, samples: int) -> Any:
+    def _kernel(self, step: KernelStep, launch: Launch, samples: int, kernels: Any) -> Any:
         from onnx_explain_kernels.forms import ConvForm, DenominatorForm, PoolForm
         from onnx_explain_kernels.geometry import Conv, Pool
         from onnx_explain_kernels.plan import Layouts
 
-        kernels, geometry = self.device.kernels, {**step.call.geometry, "samples": samples}
+        geometry = {**step.call.geometry, "samples": samples}
         r = step.takes[launch.operands["r"]] if "r" in launch.operands else ""
         layouts = Layouts(
             r="nhwc" if r in self._channels_last else "nchw",
@@ -283,8 +311,16 @@ class GpuRunner:
 
     def _constant(self, name: str) -> Tensor:
         if name not in self._constants:
-            self._constants[name] = self.device.upload(np.asarray(self.steps.constants[name].numpy(), np.float32))
+            self._constants[name] = self._held(np.asarray(self.steps.constants[name].numpy(), np.float32))
         return self._constants[name]
+
+    def _held(self, array: np.ndarray[Any, Any]) -> Tensor:
+        """A copy on the device for as long as this runner lives."""
+        flat = np.ascontiguousarray(array)
+        block = _Block(self.device, flat.nbytes)
+        tensor = Tensor(block.pointer, flat.shape, flat.dtype, block)
+        self.device.put(tensor, flat)
+        return tensor
 
     def _weight(self, name: str, kind: str, call: Call) -> Tensor:
         """A version of a weight as the kernels read it, uploaded once."""
@@ -298,7 +334,7 @@ class GpuRunner:
             w = w.T if call.flipped else w
             conv = Conv(**{**call.geometry, "samples": 1})
             packed = pack(version(w, kind, call.gamma), conv, precision=self.device.precision, forward=forward)
-            self._constants[key] = self.device.upload(packed)
+            self._constants[key] = self._held(packed)
         return self._constants[key]
 
 
@@ -391,9 +427,7 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return light
 
 
-def _inferred(
-    light: onnx.ModelProto, takes: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], gives: Sequence[str]
-) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+def _inferred(light: onnx.ModelProto, takes: Mapping[str, _Sized], gives: Sequence[str]) -> dict[str, _Sized]:
     """Shapes and dtypes of a segment's outputs, as far as they follow from those of its inputs."""
     model = onnx.ModelProto()
     model.CopyFrom(light)
