@@ -242,14 +242,16 @@ def halved(device: Device, network: str, method: str = "lrp-epsilon") -> str:
     model = make_models.build(name, size=size, width=width)
     x = np.random.default_rng(0).standard_normal((batch, 3, size, size)).astype(np.float32)
     fits = Explainer(model, method)
+    gc.collect()  # what earlier runs still hold would be given back in the middle of it
+    before = device.driver.free_memory()
     probe = GpuRunner(fits.build().model, device)
     probe.run({next(iter(fits.inputs)): x})
-    need = probe.workspace
+    need, took = probe.workspace, before - device.driver.free_memory()
     del probe
-    gc.collect()  # what earlier runs still hold would be given back in the middle of it
+    gc.collect()
     taken: list[int] = []
     try:
-        spare = device.driver.free_memory() - need * 3 // 4
+        spare = device.driver.free_memory() - took + need // 4  # weights and three quarters of the workspace fit
         if spare > 0:
             taken.append(device.allocate(spare))
         with mock.patch.object(Device, "open", staticmethod(lambda precision="tf32", ordinal=0: device)):

@@ -97,7 +97,7 @@ def sum_tile(arch: int, rows: int, columns: int, depth: int, *, branch: str, pai
     """
     quotient = "relative" if pair else "given"
     if branch == "twin" and not _keeps_sums_apart(arch):
-        rows = min(rows, 64)  # two sums and what the end reads beside them
+        rows, columns = min(rows, 64), min(columns, 32)  # two sums, and what the end reads beside them
     tile = conv_tile(
         arch, rows, min(columns, 64), depth, branch=branch, quotient=quotient, precision=precision, flat=False
     )

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from onnx_explain.backends.gpu.arrays import Tensor, is_on_device
 from onnx_explain.backends.gpu.calls import Call, Launch, version
-from onnx_explain.backends.gpu.device import Device, DeviceSession, foreign
+from onnx_explain.backends.gpu.device import Device, DeviceSession, OutOfMemory, foreign
 from onnx_explain.backends.gpu.graphs import Replayed
 from onnx_explain.backends.gpu.lowering import Line, lower
 from onnx_explain.backends.gpu.segments import KernelStep, Segment, Steps, cut
@@ -135,6 +135,10 @@ class GpuRunner:
                 gives = [n for k in group for n in self.steps.steps[k].gives]
                 values |= {n: p for n in gives if (p := prepared.places[n]) is not None}
                 self._replay(prepared, group, values)
+        except OutOfMemory:
+            self._known.clear()
+            self._workspace = None  # a smaller batch shall find room for its weights too
+            raise
         except KernelError as error:
             raise ModelError(f"The GPU kernels cannot run this: {str(error).rstrip('.')}.") from error
         return {n: values[n] for n in self.outputs}
