@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     rows = [r for r in listed(args) if not args.only or any(o in r["stem"] for o in args.only)]
-    records = []
+    records, left = [], []
     for row in rows:
         if not args.report:
             exported(row, args)
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         facts = environment(command, ("onnx-explain", "onnxruntime", "onnx", "numpy")) | versions(args)
         page = markdown(HEADINGS, lines, facts, title)
         told = f"{page}\n{READING}\n\n{summary(records)}\n{sentences(records)}\n"
+        told += f"\nNot measured yet: {', '.join(left)}.\n" if left else ""
         write_report(args.out, told, {**facts, "rows": [{k: v for k, v in r.items() if k != "at"} for r in records]})
     return int(not all(well(r) for r in records if "not exported" not in r))
 
