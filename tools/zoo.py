@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.report and not any(
                 (args.work / f"{row['stem']}.{exporter}.{s}").exists() for s in ("json", "failed")
             ):
+                left.append(f"{row['name']} ({exporter})")
                 continue
             records.append({**row, "exporter": exporter, **measured(row, exporter, args)})
             if not args.report:
