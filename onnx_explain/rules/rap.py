@@ -291,7 +291,7 @@ def box(low: Bounds | None = None, high: Bounds | None = None) -> Rule:
         x = step.node.input(role.data)
         like: list[Value | None] = [x, step.node.y] if step.accounting else [x]
         parameters = {"low": low, "high": high}
-        outs = composite.emit(op, "Box", step.r, step.node, extra=[step.bias, step.proxy], rule=parameters, like=like)
+        outs = composite.emit(op, "Box", step.r, step.node, rule=parameters, like=like)
         return Shares({role.data: outs[0]}, list(outs[1:]))
 
     return rule
@@ -306,15 +306,15 @@ def _expand_box(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     low = bound_like(op, x, node.rule["low"]) if node.rule["low"] is not None else op.ReduceMin(x, where, keepdims=1)
     high = bound_like(op, x, node.rule["high"]) if node.rule["high"] is not None else op.ReduceMax(x, where, keepdims=1)
     above, below = version_of(op, w, "+"), version_of(op, w, "-")
-    za = op.Sub(unbiased(op, node), image_of_bound(op, role, x, low, above, node.rule["low"]))
-    za = op.Sub(za, image_of_bound(op, role, x, high, below, node.rule["high"]))
+    lifted, lowered = (op.typed(op.Sub(x, bound), x) for bound in (low, high))
+    za = within_bounds(op, role, lifted, lowered, above, below)
     s = op.typed(safe_divide(op, node.r, za), node.node.y)
     # by linearity in w the two products need two adjoints, not three
     if joinable(role, node.node, x):
         back = transposed_apart(op, role, s, [above, below], x)
     else:
         back = [role.transpose(op, s, w, x) for w in (above, below)]
-    up, down = op.Mul(op.Sub(x, low), back[0]), op.Mul(op.Sub(x, high), back[1])
+    up, down = op.Mul(lifted, back[0]), op.Mul(lowered, back[1])
     result = [op.typed(op.Add(up, down), x)]
     if node.outputs > 1:
         result.append(op.typed(op.Sub(node.r, op.Mul(s, za)), node.node.y))
@@ -326,15 +326,9 @@ def bound_like(op: Emitter, x: Value, bound: Any) -> Value:
     return op.constant(spread_bound(bound, x), like=x)
 
 
-def image_of_bound(op: Emitter, role: Linear, x: Value, bound: Value, w: Value, given: Any) -> Value:
-    """L_w(bound·1): a border map of one sample, times the bound; zero padding stays zero."""
-    ones = op.Expand(op.constant(np.ones([1] * rank(x)), like=x), op.ints(*sizes(x)))
-    ones.shape = ir.Shape(sizes(x))
-    if given is not None:
-        picture = op.Mul(ones, bound)
-        picture.shape = ones.shape
-        return role.forward(op, picture, w)
-    return op.Mul(bound, role.forward(op, ones, w))
+def within_bounds(op: Emitter, role: Linear, lifted: Value, lowered: Value, above: Value, below: Value) -> Value:
+    """Σ L(w⁺)(x - l) + L(w⁻)(x - h): no term is negative, where y - b less the corners' images rounds to noise at a bound."""
+    return op.Add(role.forward(op, lifted, above), role.forward(op, lowered, below))
 
 
 # ------------------------------------------------------------------------------------------- the other roles

@@ -187,12 +187,12 @@ def _relative_box(layer: Layer) -> Sequence[Value] | None:
     above, below = (lrp.version_of(op, layer.w, sign) for sign in "+-")
     where = op.ints(*range(1, rank(x)))
     bounds: list[Value] = []
-    za = rap.unbiased(op, node)
-    for bound, weight, reduce in ((low, above, "ReduceMin"), (high, below, "ReduceMax")):
-        value = rap.bound_like(op, x, bound) if bound is not None else op.emit(reduce, [x, where], {"keepdims": 1})[0]
-        za = op.Sub(za, rap.image_of_bound(op, role, x, value, weight, bound))
-        bounds.append(value)
-    za = op.typed(za, node.node.y)
+    for bound, reduce in ((low, "ReduceMin"), (high, "ReduceMax")):
+        bounds.append(
+            rap.bound_like(op, x, bound) if bound is not None else op.emit(reduce, [x, where], {"keepdims": 1})[0]
+        )
+    lifted, lowered = (op.typed(op.Sub(x, bound), x) for bound in bounds)
+    za = op.typed(rap.within_bounds(op, role, lifted, lowered, above, below), node.node.y)
     per = (low is None, low is not None and max(np.size(low), np.size(high)) > 1)
     if low is not None:
         channels = dims(x)[1] or 1
