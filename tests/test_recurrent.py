@@ -353,7 +353,7 @@ def test_a_whole_model_is_explained_and_converted(name: str, method: str, tmp_pa
     assert relevance.shape[:2] == x.shape[:2]
     assert np.isfinite(relevance).all()
     assert relevance.any()
-    if method == "lrp-epsilon":
+    if method in ("lrp-epsilon", "rap"):
         assert found.conservation.max() <= 1e-5
     path = tmp_path / "explained.onnx"
     explainer.convert(path)

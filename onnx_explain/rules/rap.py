@@ -307,7 +307,8 @@ def _expand_box(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     high = bound_like(op, x, node.rule["high"]) if node.rule["high"] is not None else op.ReduceMax(x, where, keepdims=1)
     above, below = version_of(op, w, "+"), version_of(op, w, "-")
     lifted, lowered = (op.typed(op.Sub(x, bound), x) for bound in (low, high))
-    za = within_bounds(op, role, lifted, lowered, above, below)
+    # no term is negative, where y - b less the corners' images rounds to noise at a bound
+    za = op.Add(role.forward(op, lifted, above), role.forward(op, lowered, below))
     s = op.typed(safe_divide(op, node.r, za), node.node.y)
     # by linearity in w the two products need two adjoints, not three
     if joinable(role, node.node, x):
@@ -324,11 +325,6 @@ def _expand_box(op: Emitter, node: CompositeNode) -> Sequence[Value]:
 def bound_like(op: Emitter, x: Value, bound: Any) -> Value:
     """A bound of the box as a constant that broadcasts over x."""
     return op.constant(spread_bound(bound, x), like=x)
-
-
-def within_bounds(op: Emitter, role: Linear, lifted: Value, lowered: Value, above: Value, below: Value) -> Value:
-    """Σ L(w⁺)(x - l) + L(w⁻)(x - h): no term is negative, where y - b less the corners' images rounds to noise at a bound."""
-    return op.Add(role.forward(op, lifted, above), role.forward(op, lowered, below))
 
 
 # ------------------------------------------------------------------------------------------- the other roles

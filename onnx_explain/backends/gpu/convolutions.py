@@ -180,19 +180,21 @@ def _relative(layer: Layer) -> Sequence[Value] | None:
 
 def _relative_box(layer: Layer) -> Sequence[Value] | None:
     """RAP's first layer: zᴮ by each picture's own extremes, or by given bounds, without stabiliser."""
-    op, node, role, x = layer.op, layer.node, layer.role, layer.x
+    op, node, x = layer.op, layer.node, layer.x
     low, high = node.rule["low"], node.rule["high"]
     if (low is None) != (high is None):
         return None
-    above, below = (lrp.version_of(op, layer.w, sign) for sign in "+-")
     where = op.ints(*range(1, rank(x)))
     bounds: list[Value] = []
     for bound, reduce in ((low, "ReduceMin"), (high, "ReduceMax")):
         bounds.append(
             rap.bound_like(op, x, bound) if bound is not None else op.emit(reduce, [x, where], {"keepdims": 1})[0]
         )
-    lifted, lowered = (op.typed(op.Sub(x, bound), x) for bound in bounds)
-    za = op.typed(rap.within_bounds(op, role, lifted, lowered, above, below), node.node.y)
+    halves = [
+        layer.forward(Pass({"source": "x"}, {"x": op.typed(op.Sub(x, bound), x)}, {"w": sign}), 1)[0]
+        for bound, sign in zip(bounds, "+-")
+    ]
+    za = op.typed(op.Add(*halves), node.node.y)
     per = (low is None, low is not None and max(np.size(low), np.size(high)) > 1)
     if low is not None:
         channels = dims(x)[1] or 1
