@@ -148,9 +148,14 @@ def count(feeds: Mapping[str, Array], by_sample: list[str]) -> int:
 
 
 def arrived(relevance: Iterable[Array], *, by_sample: bool) -> Array:
-    """All relevance: float64 [N], or [1] where the explained tensor does not keep the samples apart."""
+    """All relevance: float64 [N], or [1] where the explained tensor does not keep the samples apart.
+
+    The first tensor counts the samples; of one with another number of rows every sample has an equal part.
+    """
     parts = [totals(r) if by_sample else np.sum(totals(r), keepdims=True) for r in relevance]
-    return np.asarray(np.sum(parts, axis=0, dtype=np.float64))
+    count = len(parts[0]) if parts else 0
+    even = [p if len(p) == count else np.full(count, p.sum() / max(count, 1)) for p in parts]
+    return np.asarray(np.sum(even, axis=0, dtype=np.float64))
 
 
 def totals(r: Array) -> Array:

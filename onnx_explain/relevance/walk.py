@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import onnx_ir as ir
 
@@ -99,6 +100,11 @@ class Walk:
             if along == batch:
                 return value
         count = dims(source)[0] if rank(source) else 1
+        sizes = dims(value) if value.shape is not None else [None]
+        if count and None not in sizes and prod(d or 0 for d in sizes) % count:
+            # no such tensor is made sample by sample: what it holds is all samples' together
+            total = op.ReduceSum(value, op.ints(*range(n)), keepdims=0)
+            return op.Expand(op.Mul(op.typed_rank(total, 0), 1 / count), op.ints(count))
         size = op.ints(count) if count is not None else op.Shape(source, start=0, end=1)
         flat = op.Reshape(value, op.Concat(size, op.ints(-1), axis=0))
         return op.ReduceSum(flat, op.ints(1), keepdims=0)
