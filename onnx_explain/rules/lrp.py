@@ -528,7 +528,11 @@ def normalization(epsilon: float = 1e-6) -> Rule:
             x = unmasked(op, x) if role.softmax else x
             share = op.typed(op.Mul(x, back), step.node.x)
             # not conserving by design: the rest is the bias of the Taylor expansion
-            return Shares({0: share}, [op.typed(op.Sub(step.r, share), step.node.x)] if step.accounting else [])
+            if not step.accounting:
+                return Shares({0: share}, [])
+            if step.node.y.shape != step.node.x.shape:  # a reduction's: summed per sample, each in its own shape
+                return Shares({0: share}, [step.r, op.typed(op.Neg(share), step.node.x)])
+            return Shares({0: share}, [op.typed(op.Sub(step.r, share), step.node.x)])
         return passing(op, step) if role.linear.kind == "scale" else with_statistics(op, step)
 
     return rule
