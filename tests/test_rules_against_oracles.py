@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import Array, Case, Values, positive, signed
+from onnx import parser
 from oracles import (
     Rule,
     dense_of,
@@ -600,3 +601,14 @@ def test_general_rap_conserves_the_score_where_the_box_is_not_degenerate() -> No
         for index in seeds(chain):
             score = chain.values[-1][index]
             assert abs(explained(chain, index, "rap").sum() - score) <= 1e-8 * abs(score)
+
+
+@pytest.mark.parametrize("method", ["lrp-gamma", "lrp-zero", "lrp-alpha2-beta1", "rap"])
+def test_relevance_that_no_side_of_a_zero_sum_takes_is_absorbed(method: str) -> None:
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,2] x) => (float[N,2] y) '
+        "<float[2,2] w = {1,1,-1,2}, float[2,2] v = {1,2,3,4}> {z = MatMul(x, w) s = Sigmoid(z) y = MatMul(s, v)}"
+    )
+    found = Explainer(model, method, backend="reference")(np.array([[1, 1], [1, 0.5]], np.float32), target=1)
+    assert found.conservation.max() <= 1e-6
+    assert abs(found.absorbed[0]) > 0.5  # the first sum of the first sample is exactly 0

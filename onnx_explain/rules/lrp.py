@@ -182,16 +182,35 @@ def _expand_share(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     if relevance is None:
         raise ValueError(f"{node.node.where}: a rule without shares")
     result = [op.typed(relevance, x)]
+    left = unshared(op, node) if absorbed is not None else None
+    absorbed = op.Add(absorbed, left) if absorbed is not None and left is not None else absorbed
     if absorbed is not None:
         result.append(op.typed(absorbed, node.node.y))
     return result
 
 
+def unshared(op: Emitter, node: CompositeNode) -> Value | None:
+    """What no share takes, of rules that look at the sign of z: r where z is 0, or on the side that has no share."""
+    shares = node.rule["shares"]
+    if not any(share["when"] for share in shares):
+        return None
+    taken = {when: sum(s["scale"] for s in shares if s["when"] == when) for when in ("positive", "negative", "")}
+    left = op.Mul(node.r, 1.0 - taken[""]) if taken[""] else node.r
+    for when, compare in (("positive", op.Greater), ("negative", op.Less)):
+        side = op.Cast(compare(pre_activation(node), 0.0), to=int(node.r.dtype or 1))
+        left = op.Sub(left, op.Mul(op.Mul(node.r, taken[when]) if taken[when] != 1.0 else node.r, side))
+    return op.typed(left, node.node.y)
+
+
+def pre_activation(node: CompositeNode) -> Value:
+    """z: what the operator computes before an activation that stands in for it."""
+    return node.extra[1] if len(node.extra) > 1 and node.extra[1] is not None else node.node.y
+
+
 def _expand_one(op: Emitter, node: CompositeNode, role: Linear, share: dict[str, Any]) -> tuple[Value, Value]:
     """(Σ_terms x'·L(w')ᵀs, what was absorbed per output) of one share."""
     rule = node.rule
-    z = node.extra[1] if len(node.extra) > 1 and node.extra[1] is not None else node.node.y
-    r = node.r
+    z, r = pre_activation(node), node.r
     if share["when"]:
         side = op.Greater(z, 0.0) if share["when"] == "positive" else op.Less(z, 0.0)
         r = op.Mul(r, op.Cast(side, to=int(r.dtype or 1)))

@@ -62,6 +62,8 @@ def _share(layer: Layer) -> Sequence[Value] | None:
     for _, lost in made:
         if lost is not None:
             absorbed = lost if absorbed is None else op.Add(absorbed, lost)
+    left = lrp.unshared(op, node) if absorbed is not None else None
+    absorbed = op.Add(absorbed, left) if absorbed is not None and left is not None else absorbed
     return [*outs, op.typed(absorbed, node.node.y)] if absorbed is not None else outs
 
 
