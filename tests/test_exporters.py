@@ -63,6 +63,32 @@ def test_what_is_absorbed_belongs_to_its_sample_wherever_the_batch_lies() -> Non
     assert np.abs(together.absorbed).max() > 0.1
 
 
+# the projection of torch's attention: tokens and samples are one axis, the tokens outside
+MERGED = """<ir_version: 8, opset_import: ["" : 17]>
+merged (float[N,3,2] x) => (float[N,2] y)
+<float[2,2] w = {1.0, -2.0, 3.0, 0.5}, float[2] b = {0.3, -0.7}, int64[2] rows = {-1, 2}, int64[3] stacked = {3, -1, 2}> {
+    first = Transpose <perm=[1,0,2]> (x)
+    flat = Reshape (first, rows)
+    mixed = Gemm (flat, w, b)
+    active = Relu (mixed)
+    back = Reshape (active, stacked)
+    last = Transpose <perm=[1,0,2]> (back)
+    y = ReduceMax <axes=[1],keepdims=0> (last)
+}"""
+
+
+@pytest.mark.parametrize("batch", ["N", "4"])
+@pytest.mark.parametrize("method", ["lrp-epsilon", "lrp-gamma"])
+def test_what_is_absorbed_belongs_to_its_sample_where_tokens_and_samples_are_one_axis(method: str, batch: str) -> None:
+    x = np.random.default_rng(3).standard_normal((4, 3, 2)).astype(np.float32)
+    model = parser.parse_model(MERGED.replace("[N,", f"[{batch},"))
+    together = Explainer(model, method=method)(x, 1)
+    alone = [Explainer(parser.parse_model(MERGED), method=method)(x[i : i + 1], 1) for i in range(len(x))]
+    assert np.allclose(together.absorbed, [float(e.absorbed[0]) for e in alone], atol=1e-5)
+    assert together.conservation.max() < 1e-5
+    assert np.abs(together.absorbed).max() > 0.1
+
+
 # a level of a pyramid from which no box that counts is read
 TWO_LEVELS = """<ir_version: 8, opset_import: ["" : 18]>
 levels (float[1,1,4,4] x) => (float[1,2] y)

@@ -13,6 +13,8 @@ import onnx_ir as ir
 
 from onnx_explain.ir.canonicalize import BATCH
 from onnx_explain.ir.view import Operation, Value, dims, rank
+from onnx_explain.operators import find
+from onnx_explain.operators.layout import axes_after
 from onnx_explain.path import activity, nodes_between, tensors
 
 _ALONG = frozenset({"Concat", "Gather", "Slice", "Split"})
@@ -82,6 +84,50 @@ def _after(node: Operation, at: int) -> int | None:
     if x == y or (len(x) == len(y) and at < len(x) and x[at] == y[at] and x[:at] == y[:at]):
         return at
     return next((j for j in range(len(y)) if at < len(x) and y[j] == x[at] and _many(y[:j]) == _many(x[:at])), None)
+
+
+def inner_batches(nodes: Iterable[Operation]) -> dict[int, int]:
+    """Where other axes lie before the batch: {id of a value: how many entries of one sample come before the next sample's}.
+
+    Attention of sequences first has [tokens, N, features] and merges it into [tokens·N, features]. Values that are not listed
+    have the batch outermost.
+    """
+    before: dict[int, int] = {}
+    for node in nodes:
+        x = next((v for i in sorted(node.active) if id(v := node.input(i)) in before), node.input(min(node.active)))
+        after = _before(node, x, before.get(id(x), 1)) if x.shape is not None and node.y.shape is not None else None
+        if after is not None and after > 1:
+            before.update({id(v): after for v in node.outputs})
+    return before
+
+
+def _before(node: Operation, x: Value, before: int) -> int | None:
+    found = find(node)
+    if found is not None and found.keeps_order:
+        return before
+    place = _batch_in(dims(x), before)
+    axes = axes_after(node, x, list(range(rank(x)))) if place is not None else None
+    if place is None or axes is None:
+        return None
+    axis, outer = place
+    at = axes.index(axis) if axis in axes else rank(node.y)
+    if at >= rank(node.y):
+        return None
+    sizes = [1 if d is None else d for d in dims(node.y)[:at]]
+    same = node.y.shape is not None and x.shape is not None and str(node.y.shape[at]) == str(x.shape[axis])
+    return math.prod(sizes) * outer if same else None
+
+
+def _batch_in(sizes: Sequence[int | None], before: int) -> tuple[int, int] | None:
+    """(the axis that holds the batch, how many entries of that axis lie before it)."""
+    product = 1
+    for axis, size in enumerate(sizes):
+        if before % product:
+            return None
+        if size is None or product <= before < product * size:
+            return axis, before // product
+        product *= size
+    return None
 
 
 def _many(sizes: Sequence[int | None]) -> tuple[int, int]:

@@ -395,7 +395,7 @@ class _Half:
             inputs = dict(zip(self.wrt, self.sources))
             known = {n: attention.tokens(self.model, found, n, v, self.method) for n, v in inputs.items()}
             relevance, lost = attention.laid(op, r, known, inputs)
-            walk.absorbed.extend(lost if self.options.accounting else [])
+            walk.absorbed.extend((v, None) for v in (lost if self.options.accounting else []))
             return walk, relevance, walk.per_sample(r)
 
     def _values(self, relevance: Mapping[str, Value]) -> dict[str, str]:

@@ -14,9 +14,10 @@ import onnx_ir as ir
 
 from onnx_explain.errors import VerificationError
 from onnx_explain.ir.emit import Emitter
-from onnx_explain.ir.view import Value, dims, rank, shape_text
+from onnx_explain.ir.view import Operation, Value, dims, rank, shape_text
 from onnx_explain.methods import Assignment, Composite
 from onnx_explain.operators.roles import Pointwise, zeros_like
+from onnx_explain.relevance.apart import inner_batches
 from onnx_explain.relevance.chain import Link
 from onnx_explain.relevance.graph import Row
 from onnx_explain.rules import gradient
@@ -59,14 +60,23 @@ def assignment(composite: Composite, link: Link) -> Assignment:
     return composite.rule(link.operation, link.role, first=link.first, last=link.last)
 
 
+def _laid_out_as(operation: Operation, value: Value) -> Value | None:
+    """The result or operand that has the shape of what was lost at a node."""
+    known = [*operation.outputs, *(operation.input(i) for i in sorted(operation.active))]
+    return next((v for v in known if v.shape is not None and v.shape == value.shape), None)
+
+
 class Walk:
     """The state of one walk."""
 
     def __init__(self, op: Emitter, composite: Composite, links: Sequence[Link], setting: Setting) -> None:
         self.op, self.composite, self.links, self.setting = op, composite, links, setting
         self.parts: dict[int, list[Part]] = {}
-        self.absorbed: list[Value] = []
+        self.absorbed: list[
+            tuple[Value, Value | None]
+        ] = []  # what was lost, and the value whose entries it is laid out as
         self.rows: list[Row] = []
+        self._inner = inner_batches([link.operation for link in links])
 
     def start(self, value: Value, r: Value, *, gradient: bool = False) -> None:
         """Relevance `r` enters at `value`."""
@@ -83,14 +93,21 @@ class Walk:
             total = self._total(value, gradient_here=False)
             return total.r if total is not None else zeros_like(self.op, value)
 
-    def per_sample(self, value: Value) -> Value:
-        """The sum over each sample: [N]; of all, [1], where they are not kept apart."""
+    def per_sample(self, value: Value, like: Value | None = None) -> Value:
+        """The sum over each sample: [N]; of all, [1], where they are not kept apart. `like`: whose entries it is laid out as."""
         op, source = self.op, self.setting.source
         n, axis = rank(value), self._batch_axis(value)
         if not self.setting.apart:
             return op.Reshape(op.ReduceSum(value, keepdims=0), op.ints(1))
         if n == 0:
             return op.Reshape(value, op.ints(1))
+        count = dims(source)[0] if rank(source) else 1
+        size = op.ints(count) if count is not None else op.Shape(source, start=0, end=1)
+        before = self._inner.get(id(like), 1)
+        if before > 1:
+            return op.ReduceSum(
+                op.Reshape(value, op.Concat(op.ints(before), size, op.ints(-1), axis=0)), op.ints(0, 2), keepdims=0
+            )
         first = source.shape
         batch = str(first[0]) if first is not None and len(first) else "1"
         others = [a for a in range(n) if a != axis]
@@ -99,13 +116,11 @@ class Walk:
             value = op.ReduceSum(value, op.ints(*others), keepdims=0) if others else value
             if along == batch:
                 return value
-        count = dims(source)[0] if rank(source) else 1
         sizes = dims(value) if value.shape is not None else [None]
         if count and None not in sizes and prod(d or 0 for d in sizes) % count:
             # no such tensor is made sample by sample: what it holds is all samples' together
             total = op.ReduceSum(value, op.ints(*range(n)), keepdims=0)
             return op.Expand(op.Mul(op.typed_rank(total, 0), 1 / count), op.ints(count))
-        size = op.ints(count) if count is not None else op.Shape(source, start=0, end=1)
         flat = op.Reshape(value, op.Concat(size, op.ints(-1), axis=0))
         return op.ReduceSum(flat, op.ints(1), keepdims=0)
 
@@ -125,7 +140,7 @@ class Walk:
     def lost(self, score: Value) -> Value:
         """All that was absorbed, per sample: [N]."""
         with self.op.serving("absorbed"):
-            parts = [self._in_type(self.per_sample(v), score) for v in self.absorbed]
+            parts = [self._in_type(self.per_sample(v, like), score) for v, like in self.absorbed]
             if not parts:
                 return self.op.typed(self.op.Mul(score, 0.0), score)
             total = parts[0]
@@ -153,7 +168,7 @@ class Walk:
             told = f"folded into {operation.name}"
             self.rows.append(Row(taken.name, taken.op_type, "-", told, shape_text(taken.x), shape_text(taken.y)))
         self.rows.append(Row(operation.name, operation.op_type, role, label, shapes, shape_text(operation.y)))
-        self.absorbed.extend(shares.absorbed)
+        self.absorbed.extend((v, _laid_out_as(operation, v)) for v in shares.absorbed)
         for k, r in shares.inputs.items():
             self._receive(link, step, k, r, shares)
 
@@ -184,8 +199,8 @@ class Walk:
 
     def _dropped(self, step: Step, shares: Shares) -> list[Value]:
         """What a rearrangement or selection leaves to constants or in a border: the difference says it."""
-        left = [self.per_sample(r) for r in step.rs if r is not None]
-        left += [self.op.Neg(self.per_sample(r)) for r in shares.inputs.values()]
+        left = [self.per_sample(r, y) for r, y in zip(step.rs, step.node.outputs) if r is not None]
+        left += [self.op.Neg(self.per_sample(r, step.node.input(k))) for k, r in shares.inputs.items()]
         for value in left:
             value.shape = ir.Shape([self.setting.samples])
         return left
@@ -219,9 +234,9 @@ class Walk:
         """Count what goes past the tensor that is explained."""
         reference = self.setting.reference
         if self._multipliers and self.setting.accounting and reference is not None:
-            self.absorbed.append(self.op.typed(self.op.Mul(r, self.op.Sub(x, reference(x))), x))
+            self.absorbed.append((self.op.typed(self.op.Mul(r, self.op.Sub(x, reference(x))), x), x))
         elif accounting:
-            self.absorbed.append(r)
+            self.absorbed.append((r, x))
 
     def _total(self, value: Value, gradient_here: bool) -> Part | None:
         """The sum of what came to a value; a derivative becomes relevance (times the value) where the head ends."""
