@@ -612,3 +612,14 @@ def test_relevance_that_no_side_of_a_zero_sum_takes_is_absorbed(method: str) -> 
     found = Explainer(model, method, backend="reference")(np.array([[1, 1], [1, 0.5]], np.float32), target=1)
     assert found.conservation.max() <= 1e-6
     assert abs(found.absorbed[0]) > 0.5  # the first sum of the first sample is exactly 0
+
+
+@pytest.mark.parametrize("method", ["lrp-epsilon", "attn-lrp", "rap"])
+def test_updates_that_are_multiplied_at_one_place_share_it(method: str) -> None:
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[3] x) => (float[4] y) '
+        '<float[4] ones = {1,1,1,1}, int64[3] places = {1,1,3}> {y = ScatterElements <reduction = "mul"> (ones, places, x)}'
+    )
+    found = Explainer(model, method)(np.array([2, 3, 5], np.float32), target="y[1]")
+    assert np.allclose(found.relevance["x"], [3, 3, 0], atol=1e-5)
+    assert np.allclose(found.absorbed, 0, atol=1e-5)

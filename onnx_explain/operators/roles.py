@@ -84,13 +84,14 @@ class Product:
     """A function linear in each of several active operands: `vjp(op, r, k)` is the adjoint with the others held fixed.
 
     `numerators`: the operands that carry what is explained (a divisor or an exponent only scales it). `degree`: how many
-    factors one operand brings. `weighs`: the numerator that is known to weigh the others only (a recurrence's gate).
+    factors one operand brings, one number or one per entry of y. `weighs`: the numerator that is known to weigh the others
+    only (a recurrence's gate).
     """
 
     vjp: Callable[[Emitter, Value, int], Value]
     numerators: tuple[int, ...]
     elementwise: bool = True
-    degree: int = 1
+    degree: int | Callable[[Emitter], Value] = 1
     weighs: int | None = None
 
     @property
@@ -101,6 +102,13 @@ class Product:
     def bearers(self, active: Collection[int]) -> list[int]:
         """The active operands that relevance may be shared among."""
         return [k for k in self.numerators if k in active and k != self.weighs]
+
+    def shared(self, op: Emitter, y: Value, bearers: int) -> Value:
+        """What the factors' shares of y sum to: y, once for each factor of each of so many operands."""
+        if callable(self.degree):
+            return op.typed(op.Mul(y, op.Mul(self.degree(op), float(bearers))), y)
+        factors = bearers * self.degree
+        return y if factors == 1 else op.typed(op.Mul(y, float(factors)), y)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,13 @@ class _Places:
         zero, one = (op.constant(v, dtype=np.int64) for v in (0, 1))
         return op.Reshape(op.Range(zero, count, one), shape)
 
+    def counts(self, op: Emitter) -> Value:
+        """How many updates fall on each place, in the data's shape."""
+        one = op.constant(1.0, like=self.updates)
+        return op.typed(
+            self.write(op, zeros_like(op, self.node.x), op.Expand(one, op.shape_of(self.updates)), "add"), self.node.y
+        )
+
     @cached_property
     def apart(self) -> bool:
         """Whether no two updates fall on one place, as far as it is known before the model runs."""
@@ -100,7 +107,7 @@ def scatter(node: Operation) -> Role:
             data=2,
         )
     if reduction == "mul":
-        return Product(lambda op, r, k: _factors(op, places, r), (2,), elementwise=False)
+        return Product(lambda op, r, k: _factors(op, places, r), (2,), elementwise=False, degree=places.counts)
     return Selection(lambda op, r: {2: _kept(op, places, r)})
 
 

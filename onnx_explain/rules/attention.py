@@ -57,8 +57,7 @@ def product(mode: Literal["uniform", "weighed"] = "uniform", epsilon: float = 1e
         if role.elementwise:
             part = step.r if len(bearers) == 1 else op.typed(op.Mul(step.r, 1.0 / len(bearers)), node.y)
             return Shares({k: reduce_like(op, part, node.input(k)) for k in bearers})
-        factors = len(bearers) * role.degree
-        z = node.y if factors == 1 else op.typed(op.Mul(node.y, float(factors)), node.y)
+        z = role.shared(op, node.y, len(bearers))
         s = op.typed(quotient(op, step.r, z, epsilon, nonnegative=not signed), node.y)
         shares = {k: op.typed(op.Mul(node.input(k), role.vjp(op, s, k)), node.input(k)) for k in bearers}
         lost = [op.typed(op.Sub(step.r, op.Mul(s, z)), node.y)] if step.accounting else []

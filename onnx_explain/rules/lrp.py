@@ -522,7 +522,7 @@ def product(mode: Literal["uniform", "signal"] = "uniform", epsilon: float = 1e-
         if role.elementwise:
             part = step.r if len(bearers) == 1 else op.typed(op.Mul(step.r, 1.0 / len(bearers)), step.node.y)
             return Shares({k: reduce_like(op, part, step.node.input(k)) for k in bearers})
-        z = op.Mul(step.node.y, float(len(bearers) * role.degree))
+        z = role.shared(op, step.node.y, len(bearers))
         s = op.typed(quotient(op, step.r, z, epsilon), step.node.y)
         shares = {k: op.typed(op.Mul(step.node.input(k), role.vjp(op, s, k)), step.node.input(k)) for k in bearers}
         lost = [op.typed(op.Sub(step.r, op.Mul(s, z)), step.node.y)] if step.accounting else []
