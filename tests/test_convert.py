@@ -525,19 +525,24 @@ def test_a_failed_check_leaves_an_earlier_file_alone(
     assert [p.name for p in tmp_path.iterdir()] == ["out.onnx"]
 
 
+@pytest.mark.parametrize("large", [False, True], ids=["one message", "with a data file"])
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError, OSError(errno.ENOSPC, "No space left on device")])
 def test_an_interruption_while_writing_leaves_no_file(
-    failure: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failure: Any, large: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import onnx_ir
+    from onnx_explain.ir import message
 
-    def fail(model: Any, path: Any, *_: Any, **__: Any) -> None:
-        Path(path).write_bytes(b"half")
+    explainer, write_bytes = Explainer(source, "gradient"), Path.write_bytes
+
+    def fail(path: Path, *_: Any) -> None:
+        write_bytes(path, b"half")
         raise failure
 
-    explainer = Explainer(source, "gradient")
-    monkeypatch.setattr(onnx_ir, "save", fail)
-    monkeypatch.setattr(onnx, "save", fail)
+    if large:
+        monkeypatch.setattr(message, "too_large", lambda _: True)
+        monkeypatch.setattr(message.ir, "save", lambda _, path, **__: fail(path))
+    else:
+        monkeypatch.setattr(Path, "write_bytes", fail)
     wanted = OutputError if isinstance(failure, OSError) else failure
     with pytest.raises(wanted):
         explainer.convert(tmp_path / "out.onnx")
