@@ -102,7 +102,8 @@ def examined(entry: dict[str, Any], root: Path, work: Path) -> dict[str, Any]:
         if e.completeness is not None:
             told["completeness"] = float(np.abs(e.completeness).max() / max(abs(float(e.target.score[0])), 1e-9))
         found["methods"][name] = told
-        e.plot(work / f"{entry['name']}-{name}.png")
+        if told["map"] == "given":
+            e.plot(work / f"{entry['name']}-{name}.png")
     return found
 
 
