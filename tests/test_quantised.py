@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper, parser
 
-from onnx_explain import Explainer, build_vjp
+from onnx_explain import Explainer, build_vjp, fit_patterns
 from onnx_explain.errors import UnsupportedOperator
 
 ROOT = Path(__file__).parents[1]
@@ -256,3 +256,26 @@ def test_integers_read_before_they_are_scaled_are_refused_by_name() -> None:
 def test_the_integer_type_of_a_zero_point_left_out_is_uint8() -> None:
     pair = model("g (float[3] x) => (float[3] y) {q = QuantizeLinear(x, s) y = DequantizeLinear(q, s)}", V)
     np.testing.assert_array_equal(gradient(pair, np.array([-1, 1, 99], np.float32), np.ones(3, np.float32)), [0, 1, 0])
+
+
+@pytest.mark.parametrize("form", ["qdq-u8", "qoperator"])
+def test_patterns_are_fitted_to_what_the_integers_mean(files: dict[str, Path], form: str) -> None:
+    x = pictures(16, seed=5)
+    whole, small = (fit_patterns(str(p), x, threads=1) for p in (MODEL, files[form]))
+    assert len(whole.weights) == len(small.weights) > 5
+    for w, q in zip(whole.weights, small.weights):
+        a, b = (p.pattern(v.node, "linear").ravel() for p, v in ((whole, w), (small, q)))
+        assert np.corrcoef(a, b)[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("opset", [13, 19, 21])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_the_float64_backend_dequantises_as_the_runtime_does(opset: int, axis: int) -> None:
+    text = f"g (float[N,3] x) => (float[N,4] y) {{d = DequantizeLinear<axis = {axis}>(w, s, z) y = MatMul(x, d)}}"
+    count, rng = (3, 4)[axis], np.random.default_rng(0)
+    scales = rng.uniform(0.01, 0.1, count).astype(np.float32)
+    made = model(text, {"w": W, "s": scales, "z": rng.integers(-5, 5, count).astype(np.int8)}, opset)
+    x = rng.standard_normal((2, 3)).astype(np.float32)
+    exact = Explainer(made, "gradient", backend="reference")(x, target=1)
+    np.testing.assert_allclose(exact.outputs["y"], run(made, {"x": x}, optimised=False)["y"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(exact.relevance["x"], Explainer(made, "gradient")(x, target=1).relevance["x"], rtol=1e-5)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx.helper import tensor_dtype_to_np_dtype
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
@@ -203,8 +204,36 @@ class ScatterND(OpRun):
         return (_scattered(data, tuple(np.moveaxis(indices, -1, 0)), updates, reduction),)
 
 
+class DequantizeLinear(OpRun):
+    """ONNX's rounds to float32, and has no form below opset 19."""
+
+    def _run(
+        self,
+        x: Array,
+        scale: Array,
+        zero: Array | None = None,
+        *,
+        axis: int | None = None,
+        block_size: int | None = None,
+        output_dtype: int | None = None,
+    ) -> tuple[Array, ...]:
+        along = 1 if axis is None else axis
+        offset = 0.0 if zero is None else _along(zero.astype(np.float64), x, along, block_size or 0)
+        y = (x.astype(np.float64) - offset) * _along(scale, x, along, block_size or 0)
+        return (y.astype(tensor_dtype_to_np_dtype(output_dtype) if output_dtype else scale.dtype),)
+
+
+def _along(value: Array, x: Array, axis: int, block_size: int) -> Array:
+    """A scale or zero point for all of x: one number, one per entry of the axis, or one per block of that axis."""
+    if value.size == 1:
+        return value.reshape(())
+    if block_size:
+        return np.take(np.repeat(value, block_size, axis), np.arange(x.shape[axis]), axis)
+    return value.reshape([-1 if a == axis % x.ndim else 1 for a in range(x.ndim)])
+
+
 REPLACED: tuple[type[OpRun], ...] = (
-    AffineGrid, AveragePool, BatchNormalization, Conv, ConvTranspose, Erf, GatherElements, Gelu, GlobalLpPool, GlobalMaxPool,
-    GridSample, GroupNormalization, HardSwish, LogSoftmax, LpNormalization, LpPool, LRN, MaxPool, Mean,
-    MeanVarianceNormalization, Pad, Resize, RoiAlign, ScatterElements, ScatterND,
+    AffineGrid, AveragePool, BatchNormalization, Conv, ConvTranspose, DequantizeLinear, Erf, GatherElements, Gelu,
+    GlobalLpPool, GlobalMaxPool, GridSample, GroupNormalization, HardSwish, LogSoftmax, LpNormalization, LpPool, LRN, MaxPool,
+    Mean, MeanVarianceNormalization, Pad, Resize, RoiAlign, ScatterElements, ScatterND,
 )  # fmt: skip

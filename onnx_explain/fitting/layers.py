@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 
+from onnx_explain.backends.reference import Reference
 from onnx_explain.errors import InputError, ModelError
 from onnx_explain.fitting.neurons import Reading, reading
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Value, dims, rank
+from onnx_explain.ir.widen import as_float64
 from onnx_explain.methods import Assignment, Composite, Selector
 from onnx_explain.operators.roles import Linear, Pointwise, Rearrangement, Selection, Sum
 from onnx_explain.path import activity, explained_tensor, wrt_tensors
@@ -222,7 +223,8 @@ def constants(values: list[Value]) -> list[Array]:
         proto.graph.output.extend(onnx.ValueInfoProto(name=v.name or "") for v in computed)
         names = [v.name or "" for v in computed]
         try:
-            results = {n: np.asarray(a) for n, a in zip(names, ReferenceEvaluator(proto).run(names, {}))}
+            runner = Reference(as_float64(ir.from_proto(proto)))
+            results = {n: np.asarray(a) for n, a in runner.run({}, names).items()}
         except Exception as error:
             raise ModelError(
                 f"The weight {names[0]!r} is put together from constants in a way that cannot be evaluated ({type(error).__name__})."
