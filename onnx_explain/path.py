@@ -243,20 +243,21 @@ def channel_axis(model: ir.Model, name: str, shape: Sequence[int]) -> int | None
         if len(found_of.axes) == 1:
             return found_of.axes[0]
         value = tensors(model)[name]
-    axis = 1
+    axes = list(range(len(shape)))  # of the input, in the order of the tensor that is looked at
     while value is not None:
         readers = [u.node for u in value.uses() if not _inert(u.node)]
-        if any(_windowed(n) for n in readers):
-            return axis
-        if any(_rowwise(n) for n in readers) and len(shape) == 3 and value.shape is not None and len(value.shape) == 3:
-            return 3 - axis  # the other one of the two: the last as this reader sees it
+        if any(_windowed(n) for n in readers) and axes[1]:
+            return axes[1]
+        last = len(shape) == 3 and value.shape is not None and len(value.shape) == 3
+        if last and axes[2] and any(_rowwise(n) for n in readers):
+            return axes[2]
         step = next((n for n in readers if n.op_type == "Transpose"), readers[0] if len(readers) == 1 else None)
         found = find(Operation.of(step)) if step is not None else None
         if step is None or found is None or step.outputs[0].shape is None or len(step.outputs[0].shape) != len(shape):
             break
         if step.op_type == "Transpose":
             perm = Operation.of(step).ints("perm", list(reversed(range(len(shape))))) or []
-            axis = perm[axis]
+            axes = [axes[p] for p in perm]
         value = step.outputs[0]
     if len(shape) == 3:
         return 1

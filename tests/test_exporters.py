@@ -110,3 +110,22 @@ def test_regions_that_no_relevance_reaches_get_none(backend: str) -> None:
     explain = Explainer(parser.parse_model(TWO_LEVELS), method="gradient", backend=backend)
     assert np.allclose(explain(x, 0).relevance["x"], 2 * x)
     assert np.abs(explain(x, 1).relevance["x"]).max() > 1.0
+
+
+@pytest.mark.parametrize(
+    "turns", [((1, 0, 2),), ((0, 2, 1), (2, 0, 1)), ((0, 2, 1), (0, 2, 1)), ((1, 0, 2), (1, 0, 2))]
+)
+def test_features_are_found_behind_any_transpositions(turns: tuple[tuple[int, ...], ...]) -> None:
+    names = ["x", *(f"t{i}" for i in range(len(turns)))]
+    steps = " ".join(f"{b} = Transpose <perm={list(p)}> ({a})" for a, b, p in zip(names, names[1:], turns))
+    size, axes = (4, 3, 2), [0, 1, 2]
+    for perm in turns:
+        axes = [axes[p] for p in perm]
+    width = size[axes[-1]]
+    model = parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> g (float[4,3,2] x) => (float y) <float[{width},1] w = '
+        f"{{{','.join('1' * width)}}}> {{{steps} m = MatMul({names[-1]}, w) y = ReduceSum <keepdims=0> (m)}}"
+    )
+    x = np.random.default_rng(0).standard_normal(size).astype(np.float32)
+    assert Explainer(model, "gradient")(x).channel_axis == {"x": axes[-1]}
+    assert Explainer(model, "rise", masks=10)(x).relevance["x"].shape == size
