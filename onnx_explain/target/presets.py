@@ -6,7 +6,7 @@ Which of several layouts a network has is read off the shapes of its outputs; wh
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from onnx_explain.errors import TargetError, suggest
@@ -113,32 +113,32 @@ def _boxes_first(head: Head) -> bool | None:
     return None if boxes == numbers else boxes > numbers
 
 
-def _with_objectness(label: int, heads: Sequence[Head], output: str | None) -> list[str]:
-    """YOLOv3 to v7, YOLOX: four coordinates, whether there is an object, a score per class."""
-    found = []
+def _rows(heads: Sequence[Head], output: str | None, least: int) -> Iterator[tuple[Head, bool, int]]:
+    """(head, boxes first, numbers per box) of heads with at least so many numbers; both layouts where shapes do not tell."""
     for h in _grids(heads, output):
         first = _boxes_first(h)
         for boxes_first in (True, False) if first is None else (first,):
             numbers = h.sizes[1 if boxes_first else 0]
-            if numbers is None or numbers < 6:
-                continue
-            _check(label, numbers - 5, h)
-            there, scored = (h.at(":", n) if boxes_first else h.at(n) for n in (4, 5 + label))
-            found.append(f"({there}*{scored}).max()")
+            if numbers is not None and numbers >= least:
+                yield h, boxes_first, numbers
+
+
+def _with_objectness(label: int, heads: Sequence[Head], output: str | None) -> list[str]:
+    """YOLOv3 to v7, YOLOX: four coordinates, whether there is an object, a score per class."""
+    found = []
+    for h, boxes_first, numbers in _rows(heads, output, 6):
+        _check(label, numbers - 5, h)
+        there, scored = (h.at(":", n) if boxes_first else h.at(n) for n in (4, 5 + label))
+        found.append(f"({there}*{scored}).max()")
     return found
 
 
 def _without_objectness(label: int, heads: Sequence[Head], output: str | None) -> list[str]:
     """YOLOv8 and later: four coordinates, a score per class."""
     found = []
-    for h in _grids(heads, output):
-        first = _boxes_first(h)
-        for boxes_first in (True, False) if first is None else (first,):
-            numbers = h.sizes[1 if boxes_first else 0]
-            if numbers is None or numbers < 5:
-                continue
-            _check(label, numbers - 4, h)
-            found.append(f"{h.at(':', 4 + label) if boxes_first else h.at(4 + label)}.max()")
+    for h, boxes_first, numbers in _rows(heads, output, 5):
+        _check(label, numbers - 4, h)
+        found.append(f"{h.at(':', 4 + label) if boxes_first else h.at(4 + label)}.max()")
     return found
 
 
