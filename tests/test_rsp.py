@@ -354,3 +354,29 @@ def test_a_converted_file_gives_what_explain_gives() -> None:
             explainer.convert().SerializeToString(), providers=["CPUExecutionProvider"]
         )
         close(session.run(["x_relevance"], {"x": x})[0], explainer(x).relevance["x"], 1e-6)
+
+
+def test_a_gate_whose_units_are_all_dead_makes_no_nan() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,8,4,4] x) => (float[N,3] y)
+    <float[1] off = {-100.0}, int64[2] flat = {0, -1}> {
+        p = GlobalAveragePool (x)
+        a = Conv (p, down)
+        b = Add (a, off)
+        c = Relu (b)
+        d = Conv (c, up)
+        e = Sigmoid (d)
+        f = Mul (x, e)
+        g = Conv (f, w)
+        h = Relu (g)
+        i = GlobalAveragePool (h)
+        j = Reshape (i, flat)
+        y = MatMul (j, head)
+    }"""
+    rng, proto = np.random.default_rng(0), onnx.parser.parse_model(text)
+    for name, shape in {"down": (24, 8, 1, 1), "up": (8, 24, 1, 1), "w": (4, 8, 3, 3), "head": (4, 3)}.items():
+        proto.graph.initializer.append(
+            onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        )
+    found = Explainer(proto, "rsp")(rng.random((2, 8, 4, 4), np.float32))
+    assert np.isfinite(found.relevance["x"]).all()
+    assert found.conservation.max() < 1e-5

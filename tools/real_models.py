@@ -17,6 +17,7 @@ import json
 import lzma
 import os
 import platform
+import re
 import sys
 import time
 from pathlib import Path
@@ -65,7 +66,9 @@ def main() -> None:
                 print(f"{entry['name']}: {part}", file=sys.stderr)
                 row[part] = in_own_process(of, entry, given.root, given.work)
                 kept.write_text(json.dumps(row), encoding="utf-8")
-        rows.append((entry, row))
+        # sentences name files: of the folder, not of this machine
+        told = json.dumps(row).replace(str(given.root), "FOLDER").replace(str(given.work), "DIR")
+        rows.append((entry, json.loads(told)))
     given.out.with_suffix(".md").write_text(page(rows), encoding="utf-8")
     told = {"models": [e for e, _ in rows], "results": {e["name"]: r for e, r in rows}}
     given.out.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
@@ -81,7 +84,8 @@ def examined(entry: dict[str, Any], root: Path, work: Path) -> dict[str, Any]:
 
     try:
         model = unpacked(root / entry["model"], work)
-        first = Explainer(model, "lrp-epsilon-plus")
+        shapes = entry.get("input_shapes")
+        first = Explainer(model, "lrp-epsilon-plus", input_shapes=shapes)
         rows, missing = first.plan()
     except ExplainError as error:
         return {"refused": str(error)}
@@ -94,7 +98,7 @@ def examined(entry: dict[str, Any], root: Path, work: Path) -> dict[str, Any]:
     for name in entry.get("methods", METHODS):
         options = {k: v for k, v in {**FEW.get(name, {}), **fitted}.items() if k in METHODS[name].options}
         try:
-            e = Explainer(model, name, **options)(x, entry.get("target"))
+            e = Explainer(model, name, input_shapes=shapes, **options)(x, entry.get("target"))
         except ExplainError as error:
             found["methods"][name] = {"refused": str(error)}
             continue
@@ -220,14 +224,15 @@ def timed(entry: dict[str, Any], root: Path, work: Path) -> dict[str, Any]:
     times: dict[str, Any] = {}
     try:
         model = unpacked(root / entry["model"], work)
-        x = feed(entry, Explainer(model, "gradient"), root, work)
+        shapes = entry.get("input_shapes")
+        x = feed(entry, Explainer(model, "gradient", input_shapes=shapes), root, work)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         for name in TIMED:
             start = time.perf_counter()
-            explainer = Explainer(model, name)
+            explainer = Explainer(model, name, input_shapes=shapes)
             explainer(x, entry.get("target"))
             first = time.perf_counter() - start
             pairs = [(clock(lambda: session.run(None, x)), run_seconds(explainer, x, entry)) for _ in range(ROUNDS)]
@@ -268,7 +273,7 @@ def page(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
         "explained run's outputs against ONNX Runtime's on the file, relative to the largest. *Maps*: methods that gave a map, of those",
         "in the register. *Conservation*: the largest relative gap of the methods that promise to add up, and whose it is. *First",
         "map*: seconds from an unread file to a heat map of `lrp-epsilon-plus`; *×*: a further map as a multiple of a plain run,",
-        f"gradient / `lrp-epsilon-plus`, medians of {ROUNDS} interleaved runs.", "",
+        f"gradient / `lrp-epsilon-plus`, medians of {ROUNDS} interleaved runs. On a busy machine seconds are too long and ratios rough.", "",
         "| model | on the way | prediction | maps | conservation | first map s | × plain run |", "|---|---|---|---|---|---|---|",
         *(line(e, r) for e, r in explained), "",
     ]  # fmt: skip
@@ -298,24 +303,29 @@ def line(entry: dict[str, Any], row: dict[str, Any]) -> str:
 
 
 def without_a_map(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
-    """Which methods gave no map, and their own words for it; equal words of several models stand once."""
+    """Which methods gave no map, and their own words for it, names left out; methods that say the same of the same models stand once."""
     said: dict[tuple[str, str], list[str]] = {}
     for entry, row in rows:
         for name, told in row.get("found", {}).get("methods", {}).items():
             if told.get("map") != "given":
-                words = told.get(
-                    "refused",
-                    {"zeros": "a map of zeros", "not finite": "values that are not finite"}.get(told.get("map")),
-                )
-                said.setdefault((name, words), []).append(entry["name"])
-    if not said:
+                kinds = {"zeros": "a map of zeros", "not finite": "values that are not finite"}
+                words = re.sub(r"'[^']*'", "…", told.get("refused", kinds.get(told.get("map"), ""))).replace("|", "/")
+                said.setdefault((words, name), []).append(entry["name"])
+    alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (words, name), models in said.items():
+        alike.setdefault((words, tuple(models)), []).append(name)
+    if not alike:
         return []
-    text = ["## Methods without a map", "", "| method | what it says | models |", "|---|---|---|"]
-    text += [
-        f"| {name} | {words.replace('|', '/')} | {', '.join(models)} |"
-        for (name, words), models in sorted(said.items())
-    ]
+    text = ["## Methods without a map", "", "| methods | what they say | models |", "|---|---|---|"]
+    for (words, models), names in sorted(alike.items()):
+        whose = f"all but {', '.join(missing)}" if len(missing := others_than(rows, models)) < 3 else ", ".join(models)
+        text.append(f"| {', '.join(names)} | {words} | {whose} |")
     return [*text, ""]
+
+
+def others_than(rows: list[tuple[dict[str, Any], dict[str, Any]]], models: tuple[str, ...]) -> list[str]:
+    """The explained models that are not among those."""
+    return [e["name"] for e, r in rows if "methods" in r.get("found", {}) and e["name"] not in models]
 
 
 if __name__ == "__main__":
