@@ -494,13 +494,20 @@ def test_a_norm_is_of_magnitudes(p: int) -> None:
     assert_as_the_runtime("GlobalLpPool", [signed(2, 3, 4, 2)], {"p": p})
 
 
+def test_dequantisation_keeps_the_digits_of_its_scale_and_is_known_at_every_opset() -> None:
+    x, scale = np.array([[7, -3], [5, 1]], np.int8), np.array([0.1, 1 / 3], np.float32).astype(np.float64)
+    for opset in (13, 18, 21):
+        (y,) = evaluated("DequantizeLinear", [x, scale, np.array([1, -1], np.int8)], {"axis": 1}, opset=opset)
+        np.testing.assert_array_equal(y, (x.astype(np.float64) - [1, -1]) * scale)
+
+
 # -- the backend
 
 
 def test_every_replacement_is_tested_here() -> None:
     tested = {
-        "AffineGrid", "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "Erf", "GatherElements", "Gelu",
-        "GlobalLpPool", "GlobalMaxPool", "GridSample", "GroupNormalization", "HardSwish", "LogSoftmax", "LpNormalization",
+        "AffineGrid", "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "DequantizeLinear", "Erf",
+        "GatherElements", "Gelu", "GlobalLpPool", "GlobalMaxPool", "GridSample", "GroupNormalization", "HardSwish", "LogSoftmax", "LpNormalization",
         "LpPool", "LRN", "MaxPool", "Mean", "MeanVarianceNormalization", "Pad", "Resize", "RoiAlign", "ScatterElements",
         "ScatterND",
     }  # fmt: skip
