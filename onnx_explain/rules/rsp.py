@@ -198,7 +198,9 @@ def _similar(op: Emitter, each: PerSample, r: Value, x: Value, parts: list[Value
         weights = [op.Mul(each.transpose_weight(op, both, p), scale) for p in parts]
         z = _sum(op, [each.forward(op, p, w) for p, w in zip(parts, weights)])
     least = _smallest(op, z)
-    live = op.Cast(op.Greater(z, least), to=int(z.dtype or 1))  # a dead patch gives nothing, and its quotient must not overflow
+    live = op.Cast(
+        op.Greater(z, least), to=int(z.dtype or 1)
+    )  # a dead patch gives nothing, and its quotient must not overflow
     s = op.Mul(op.Div(op.Mul(both, op.Div(sign, top)), op.Max(z, least)), live)
     if each.gram is not None:
         m = op.MatMul(op.Transpose(scaled, perm=[0, 1, 3, 2]), s)
