@@ -203,7 +203,9 @@ class _Explains:
             sure = None if spot.aimed.sure is None else outputs.pop(spot.aimed.sure)
             notes += check_computed(spot.aimed.text, found, sure)
         values = {**feeds, **found.values}
-        relevance = {n: r.astype(values[n].dtype, copy=False) for n, r in found.relevance.items()}
+        relevance = {
+            n: r.astype(np.promote_types(values[n].dtype, np.float32), copy=False) for n, r in found.relevance.items()
+        }
         arrived = feeding.arrived(found.relevance.values(), by_sample=found.by_sample)
         absorbed = found.absorbed if found.by_sample else np.sum(found.absorbed, keepdims=True)
         gap = np.abs(found.seeded - arrived - absorbed)
@@ -322,7 +324,7 @@ class Explainer(_Explains):
         x: an array for a model with one input, or {input name: array}; axis 0 counts samples. target: None (arg-max per
         sample), an index, one index per sample, an element of a named output such as ``"output[0,17]"``
         (``"output[:,17]"``: of every sample), an expression (``"scores[:,:,17].max()"``) or a preset (``"yolo:17"``), see
-        docs/targets.md. Relevance has the shape and dtype of its input.
+        docs/targets.md. Relevance has its input's shape and dtype, float32 for one of 16 bits.
 
         Raises InputError, TargetError, UnsupportedOperator, ModelError.
         """

@@ -49,7 +49,7 @@ class Target:
 class Explanation:
     """The relevance of one batch.
 
-    relevance: per input name, shape and dtype of that input. outputs: the model's own. absorbed: [N], relevance that
+    relevance: per input name, of its shape and dtype (16 bits: float32). outputs: the model's own. absorbed: [N], relevance that
     reached no input (bias, stabiliser, dead units, constants). conservation: [N], |seeded - arrived - absorbed| /
     |seeded|: how far the relevance is from adding up; rounding for conserving methods, without meaning for gradients.
     kept: relevance of the inner tensors asked for. seconds: wall time of the run. inputs: what was explained.

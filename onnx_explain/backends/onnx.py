@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import ml_dtypes
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx import TensorProto
 
 from onnx_explain.errors import ModelError, RuntimeMissing
 from onnx_explain.ir import composite
@@ -16,6 +21,7 @@ from onnx_explain.ir.model import first_line
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
 Arrays = dict[str, npt.NDArray[Any]]
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class Runner(Protocol):
@@ -73,14 +79,38 @@ class Session:
         ) as error:  # ONNX Runtime raises a class of its own per status, all direct children of Exception
             raise ModelError(f"ONNX Runtime cannot load the model: {_told(error)}.") from error
         self.outputs = [o.name for o in self._session.get_outputs()]
+        self._brain = {o.name for o in self._session.get_outputs() if o.type == "tensor(bfloat16)"}
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
         """Outputs by name; `outputs` picks some."""
         names = list(outputs or self.outputs)
         try:
+            if any(a.dtype == BFLOAT16 for a in feeds.values()) or not self._brain.isdisjoint(names):
+                return self._run_wrapped(names, feeds)
             return dict(zip(names, self._session.run(names, dict(feeds))))
         except Exception as error:
             raise ModelError(f"ONNX Runtime cannot run the model on this input: {_told(error)}.") from error
+
+    def _run_wrapped(self, names: list[str], feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """As `run` where bfloat16 goes in or comes out, which ONNX Runtime's arrays do not know: by its own values."""
+        values = {n: _wrapped(a) for n, a in feeds.items()}
+        found = self._session.run_with_ort_values(names, values)
+        return {n: _unwrapped(v) if n in self._brain else v.numpy() for n, v in zip(names, found)}
+
+
+def _wrapped(array: npt.NDArray[Any]) -> Any:
+    value = runtime().OrtValue
+    if array.dtype != BFLOAT16:
+        return value.ortvalue_from_numpy(array)
+    bits = np.ascontiguousarray(array).view(np.uint16)
+    return value.ortvalue_from_numpy_with_onnx_type(bits, TensorProto.BFLOAT16)
+
+
+def _unwrapped(value: Any) -> npt.NDArray[Any]:
+    shape = value.shape()
+    count = math.prod(shape)
+    bits = (ctypes.c_uint16 * count).from_address(value.data_ptr()) if count else []
+    return np.array(bits, np.uint16).reshape(shape).view(BFLOAT16)
 
 
 def _told(error: Exception) -> str:

@@ -21,6 +21,7 @@ from onnx_explain.ensembles.stepping import Step
 from onnx_explain.errors import MethodError
 from onnx_explain.ir import composite
 from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.halves import HALVES
 from onnx_explain.ir.loop import loop
 from onnx_explain.ir.prune import keep_outputs
 from onnx_explain.ir.splice import Twin, splice
@@ -153,7 +154,10 @@ def _result(op: Emitter, ensemble: Ensemble, total: Value, x: Value, other: Valu
     r = total
     if ensemble.points == "path" and other is not None:
         r = op.Mul(r, op.Sub(op.Cast(x, to=int(_DOUBLE)), op.Cast(other, to=int(_DOUBLE))))
-    return op.typed(op.Cast(r, to=int(x.dtype or 1)), x)
+    kind = ir.DataType.FLOAT if x.dtype in HALVES else x.dtype
+    r = op.Cast(r, to=int(kind or 1))
+    r.shape = x.shape
+    return r
 
 
 def _output(op: Emitter, value: Value, wished: str) -> str:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx_explain.ensembles.placing import Places
 from onnx_explain.errors import ExplainError
 from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.halves import narrowed, widened
 from onnx_explain.ir.prune import keep_outputs
 from onnx_explain.ir.splice import Twin, splice
 from onnx_explain.ir.view import Value, dims, rank
@@ -157,10 +158,10 @@ def _on_path(begin: Value, other: Value, alpha: Value) -> Make:
 
 def _in_noise(ensemble: Ensemble, name: str, begin: Value, other: Value, number: Value, channels: int | None) -> Make:
     def make(op: Emitter, _: Value) -> Value:
-        if ensemble.noise is not None:
-            return op.Add(begin, other)
-        drawn = normal(op, begin, number, seed=ensemble.random_seed, name=name, channel_axis=channels)
-        return op.Add(begin, op.Mul(other, drawn))
+        x, far = widened(op, begin), widened(op, other)
+        if ensemble.noise is None:
+            far = op.Mul(far, normal(op, x, number, seed=ensemble.random_seed, name=name, channel_axis=channels))
+        return narrowed(op, op.Add(x, far), begin)
 
     return make
 

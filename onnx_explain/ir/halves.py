@@ -9,10 +9,41 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.emit import PREFIX, Emitter
 
 HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _WIDE = ir.DataType.FLOAT
+# metadata of the Casts through which all readers of a half-precision tensor read it, and an output in half precision is given
+_READS, _GIVES = "reads", "gives"
+
+
+def read_wide(value: ir.Value) -> ir.Value:
+    """What all readers of a half-precision input or weight read: the tensor in float32; any other tensor itself."""
+    if value.dtype not in HALVES:
+        return value
+    casts = (use.node for use in value.uses() if f"{PREFIX}.{_READS}" in use.node.metadata_props)
+    return next((node.outputs[0] for node in casts), value)
+
+
+def unrounded(value: ir.Value) -> ir.Value:
+    """What a half-precision output is rounded from: the tensor in float32; any other tensor itself."""
+    node = value.producer()
+    given = node is not None and f"{PREFIX}.{_GIVES}" in node.metadata_props
+    return (node.inputs[0] or value) if node is not None and given else value
+
+
+def widened(op: Emitter, value: ir.Value) -> ir.Value:
+    """A tensor of any precision with the range of float32 at least: what is smaller than 6e-8 is zero in float16."""
+    if value.dtype not in HALVES:
+        return value
+    wide = op.Cast(value, to=int(_WIDE))
+    wide.shape = value.shape
+    return wide
+
+
+def narrowed(op: Emitter, value: ir.Value, like: ir.Value) -> ir.Value:
+    """The result of what `widened` began, in the dtype and shape of `like`."""
+    return op.typed(value if value.dtype == like.dtype else op.Cast(value, to=int(like.dtype or _WIDE)), like)
 
 
 def in_single(model: ir.Model) -> ir.Model:
@@ -53,7 +84,7 @@ def _has_graph(node: ir.Node) -> bool:
 def _read_wide(op: Emitter, value: ir.Value) -> None:
     """What reads a half-precision input or weight reads it in float32."""
     uses = tuple(value.uses())
-    with op.serving(value.name or "input"):
+    with op.serving(value.name or "input", **{_READS: value.name or "input"}):
         wide = op.Cast(value, to=int(_WIDE))
     wide.shape = value.shape
     for node, index in uses:
@@ -80,7 +111,7 @@ def _widen(op: Emitter, node: ir.Node) -> None:
 def _deliver(op: Emitter, graph: ir.Graph, index: int, kind: ir.DataType) -> None:
     """A graph output in its own half precision."""
     wide = graph.outputs[index]
-    with op.serving(wide.name or "output"):
+    with op.serving(wide.name or "output", **{_GIVES: wide.name or "output"}):
         out = op.Cast(wide, to=int(kind))
     out.shape = wide.shape
     wide.name, out.name = f"{wide.name}/single", wide.name

@@ -203,9 +203,8 @@ class Trial:
     # -- the result
 
     def relevance(self, axes: Axes, found: Array) -> Array:
-        """What was found per unit [units, *shape] in the shape and dtype of the tensor, zero where nothing was explained."""
-        x = self.values[axes.name]
-        relevance = np.zeros(x.shape, dtype=x.dtype)
+        """What was found per unit [units, *shape], float64 in the shape of the tensor, zero where nothing was explained."""
+        relevance = np.zeros(self.values[axes.name].shape)
         if self.apart:
             relevance[self.units] = found
         elif len(found):

@@ -16,6 +16,7 @@ from onnx_explain.embedded import is_float
 from onnx_explain.errors import InputError, MethodError, TargetError, UnsupportedOperator, suggest
 from onnx_explain.ir import unfuse
 from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.halves import read_wide, unrounded, widened
 from onnx_explain.ir.splice import Twin
 from onnx_explain.ir.view import Operation, Value, dims, rank, shape_text
 from onnx_explain.methods import Assignment, Composite, Rollout, Selector, Turned
@@ -149,10 +150,10 @@ class _Half:
         self.ground, self.op, self.model = ground, ground.op, ground.model
         self.composite, self.options, self.method = request.composite, request.options, request.method
         self.wrt = wrt_tensors(self.model, self.options.wrt)
-        self.sources = [ground.tensors[name] for name in self.wrt]
+        self.sources = [read_wide(ground.tensors[name]) for name in self.wrt]
         names = [self.options.output] if targets is None else list(targets)
         self.targets = [explained_tensor(self.model, name, logits=self.options.logits) for name in names]
-        self.target = self.targets[0]
+        self.target, self.explained = unrounded(self.targets[0]), self.targets[0].name or ""
         self.kept = {name: self._tensor(name, "relevance could be kept") for name in self.options.keep}
         self.at = None if self.options.at is None else self._tensor(self.options.at, "relevance could be explained")
         self.above: list[Row] = []  # what the score's gradient passes, of a method that starts at inner tensors
@@ -185,7 +186,7 @@ class _Half:
             walk = self._walk([y], begun, twin)
             self._seeded(walk, begun)
             walk.run()
-            relevance = {v.name or "": self._result(walk, v, twin) for v in self._ends()}
+            relevance = {n: self._result(walk, v, twin) for n, v in self._ends().items()}
         kept = {name: walk.finished(v) for name, v in self.kept.items() if name not in relevance}
         if self.options.accounting:
             reports["absorbed"] = walk.lost(begun.score)
@@ -198,7 +199,10 @@ class _Half:
             walk.start(value, self.op.input(f"{value.name}_cotangent", value))
         walk.run()
         for name, source in zip(self.wrt, self.sources):
-            self.op.output(self._result(walk, source, None), f"{name}_gradient", source)
+            given = self.ground.tensors[name]
+            r = self._result(walk, source, None)
+            r = r if r.dtype == given.dtype else self.op.typed(self.op.Cast(r, to=int(given.dtype or 1)), given)
+            self.op.output(r, f"{name}_gradient", given)
 
     # -- the ends of the way
 
@@ -208,10 +212,11 @@ class _Half:
             raise TargetError(f"The model has no tensor {name!r} whose {what}.{suggest(name, self.ground.tensors)}")
         if not is_float(found):
             raise TargetError(f"Tensor {name!r} holds {found.dtype}, which carries no relevance; name a float tensor.")
-        return found
+        return read_wide(found)
 
-    def _ends(self) -> list[Value]:
-        return self.sources if self.at is None else [self.at]
+    def _ends(self) -> dict[str, Value]:
+        """Where relevance ends, by the name it is told under: inputs in half precision as their readers see them."""
+        return dict(zip(self.wrt, self.sources)) if self.at is None else {self.options.at or "": self.at}
 
     def _by_sample(self, y: Value) -> bool:
         """Whether axis 0 counts samples, as it does in the first input."""
@@ -226,24 +231,24 @@ class _Half:
     def _walk(self, targets: Sequence[Value], begun: Start | None, twin: Twin | None) -> Walk:
         """The walk from the targets to the inputs, or to the tensor `at`."""
         links, live = self._links(targets)
-        ends = {id(v) for v in self._ends()}
+        ends = {id(v) for v in self._ends().values()}
         if self.at is not None:
             if id(self.at) not in live or not any(self.at is v for n in links for v in n.operation.inputs):
                 raise TargetError(
                     f"Tensor {self.options.at!r} does not lie between {', '.join(map(repr, self.wrt))} and "
-                    f"{self.target.name!r}; `onnx-explain check` lists the tensors on that way."
+                    f"{self.explained!r}; `onnx-explain check` lists the tensors on that way."
                 )
             _, live = activity(self.model, [self.options.at or ""])
             links = [n for n in links if any(id(n.operation.inputs[i]) in live for i in n.operation.active)]
         if not links and not any(id(v) in ends for v in targets):
             raise TargetError(
-                f"Output {self.target.name!r} does not depend on {', '.join(map(repr, self.wrt))}; name another output."
+                f"Output {self.explained!r} does not depend on {', '.join(map(repr, self.wrt))}; name another output."
             )
         return Walk(self.op, self.composite, links, self._setting(begun, live, twin))
 
     def _links(self, targets: Sequence[Value]) -> tuple[list[Link], set[int]]:
         """The nodes on the way from the targets to the inputs, and {id} of the values that depend on those."""
-        active, live = activity(self.model, self.wrt)
+        active, live = activity(self.model, [v.name or "" for v in self.sources])
         held = [*self.kept.values(), *([self.at] if self.at is not None else [])]
         return Chain(self.model, self.op, self.composite, self.method, held).links(targets, active, live), live
 
@@ -295,7 +300,7 @@ class _Half:
         for name, x in zip(self.wrt, self.sources):
             axis = channel_axis(self.model, name, [d or 0 for d in dims(x)])
             with self.op.serving(name):
-                inputs[name] = baseline.emit(self.op, x, name, channel_axis=axis)
+                inputs[x.name or name] = baseline.emit(self.op, x, name, channel_axis=axis)
         return Twin(self.model.graph, self.op, inputs)
 
     # -- methods that turn at an inner layer
@@ -325,7 +330,7 @@ class _Half:
             walk = self._walk([layer], begun, None) if self.at is not layer else self._standing(begun, layer)
             walk.start(layer, r)
             walk.run()
-            return walk, {v.name or "": self._result(walk, v, None) for v in self._ends()}, walk.per_sample(r)
+            return walk, {n: self._result(walk, v, None) for n, v in self._ends().items()}, walk.per_sample(r)
         walk = self._standing(begun, layer)
         walk.rows.extend(self.above)
         walk.start(layer, r)
@@ -358,7 +363,7 @@ class _Half:
         links = Chain(self.model, op, _GRADIENT, self.method, layers).links([y], active, live)
         if not links and all(v is not y for v in layers):
             raise TargetError(
-                f"The explained tensor {y.name!r} does not depend on the layer {layers[0].name!r}; name another layer."
+                f"The explained tensor {self.explained!r} does not depend on the layer {layers[0].name!r}; name another layer."
             )
         walk = Walk(op, _GRADIENT, links, replace(self._setting(begun, live, None), accounting=False))
         walk.start(y, op.reshape_like(begun.one_hot(op, index), y))
@@ -419,10 +424,10 @@ class _Half:
             model=self.model,
             inputs=ground.inputs,
             outputs=ground.outputs,
-            relevance={n: ground.output(v, f"{n}_relevance") for n, v in relevance.items()},
-            kept={n: ground.output(v, f"{n}_relevance") for n, v in kept.items()},
+            relevance={n: ground.output(widened(ground.op, v), f"{n}_relevance") for n, v in relevance.items()},
+            kept={n: ground.output(widened(ground.op, v), f"{n}_relevance") for n, v in kept.items()},
             target_input="" if self.options.fixed else ground.targets.input(self.options.slot).name or "",
-            explained=self.target.name or "",
+            explained=self.explained,
             classes=self._classes(by_sample),
             by_sample=by_sample,
             explained_shape=tuple(dims(self.target)),

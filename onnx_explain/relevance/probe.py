@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnx_explain.embedded import is_float
 from onnx_explain.errors import InputError, TargetError, suggest
 from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.halves import narrowed, unrounded, widened
 from onnx_explain.ir.prune import keep_outputs
 from onnx_explain.ir.splice import splice
 from onnx_explain.ir.view import Value, dims, rank
@@ -137,8 +138,9 @@ class _Mixture:
     baseline: Value
 
     def __call__(self, op: Emitter, x: Value) -> Value:
-        kept = op.Mul(x, self.mask)
-        return op.Add(kept, op.Mul(self.baseline, op.Sub(op.constant(1.0, like=x), self.mask)))
+        x_, mask, baseline = (widened(op, v) for v in (x, self.mask, self.baseline))
+        mixed = op.Add(op.Mul(x_, mask), op.Mul(baseline, op.Sub(op.constant(1.0, like=x_), mask)))
+        return narrowed(op, mixed, x)
 
 
 def _probability(op: Emitter, model: ir.Model, options: Options, y: Value, axis: int, *, by_sample: bool) -> Value:
@@ -150,6 +152,7 @@ def _probability(op: Emitter, model: ir.Model, options: Options, y: Value, axis:
     sizes = dims(y)
     if prod(d or 1 for d in (sizes[1:] if by_sample else sizes)) == 1:
         return y
+    y = unrounded(y)
     return op.typed(op.Softmax(y, axis=axis), y)
 
 

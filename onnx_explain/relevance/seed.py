@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnx_explain.errors import MethodError
 from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.halves import unrounded
 from onnx_explain.ir.view import Value, dims, rank
 
 ARGMAX = -1  # a target index of -1 means the arg-max, -2 that the sample is not explained
@@ -82,7 +83,8 @@ class Targets:
 
 
 def start(op: Emitter, y: Value, chosen: Value, *, by_sample: bool) -> Start:
-    """The explained tensor `y` and the element of each sample that `chosen` names."""
+    """The explained tensor `y`, before it is rounded to half precision, and the element of each sample that `chosen` names."""
+    y = unrounded(y)
     with op.serving("target"):
         flat = op.Reshape(y, op.ints(*_flat_shape(y, by_sample)))
         size = op.Shape(flat, start=1, end=2)
@@ -97,6 +99,7 @@ def start(op: Emitter, y: Value, chosen: Value, *, by_sample: bool) -> Start:
 
 def score_of(op: Emitter, begun: Start, y: Value, *, by_sample: bool) -> Value:
     """The score [N] that another tensor of the same shape holds at the chosen element."""
+    y = unrounded(y)
     with op.serving("target"):
         flat = op.Reshape(y, op.ints(*_flat_shape(begun.tensor, by_sample)))
         score = op.ReduceSum(

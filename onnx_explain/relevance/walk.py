@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnx_explain.errors import VerificationError
 from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.halves import widened
 from onnx_explain.ir.view import Operation, Value, dims, rank, shape_text
 from onnx_explain.methods import Assignment, Composite
 from onnx_explain.operators.roles import Pointwise, zeros_like
@@ -140,6 +141,7 @@ class Walk:
     def lost(self, score: Value) -> Value:
         """All that was absorbed, per sample: [N]."""
         with self.op.serving("absorbed"):
+            score = widened(self.op, score)
             parts = [self._in_type(self.per_sample(v, like), score) for v, like in self.absorbed]
             if not parts:
                 return self.op.typed(self.op.Mul(score, 0.0), score)

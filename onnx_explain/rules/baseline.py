@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from onnx_explain.errors import InputError, MethodError, suggest
 from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.halves import narrowed, widened
 from onnx_explain.ir.view import Value, dims, rank, shape_text
 from onnx_explain.rules.points import uniform
 
@@ -43,11 +44,11 @@ class Baseline:
 
         channel_axis: what a blur leaves alone besides axis 0 (None: nothing). InputError where the baseline does not fit.
         """
-        if self.kind == "blur":
-            return self._blurred(op, x, name, channel_axis)
-        if self.kind == "noise":
-            return self._noise(op, x, name, channel_axis)
-        return self._constant(op, x, name)
+        wide = widened(op, x)
+        if self.kind == "constant":
+            return narrowed(op, self._constant(op, wide, name), x)
+        make = self._blurred if self.kind == "blur" else self._noise
+        return narrowed(op, make(op, wide, name, channel_axis), x)
 
     def check(self, names: Iterable[str]) -> None:
         """InputError where a baseline is given for an input that is not among the explained ones, `names`."""

@@ -17,35 +17,32 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_explain.ir.emit import Emitter, set_dtype
+from onnx_explain.ir.halves import narrowed, widened
 from onnx_explain.ir.view import Value, dims, rank
 
 LEVELS = 1 << 16  # of a random number: quantiles of the normal distribution, steps of the uniform one
 _MASK = (1 << 32) - 1
 _FACTOR = 0x045D9F3B  # below 2³¹: products with 32-bit numbers stay within int64
-_NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def between(op: Emitter, start: Value, end: Value, alpha: Value) -> Value:
     """``end + α·(start - end)``: `end` at α = 0. alpha: double [1], or one per entry of axis 0: [N]."""
-    kind = start.dtype or ir.DataType.FLOAT
-    kind = ir.DataType.FLOAT if kind in _NARROW else kind
-    wide = [v if v.dtype == kind else op.Cast(v, to=int(kind)) for v in (start, end)]
-    step = op.Cast(alpha, to=int(kind))
+    wide = [widened(op, v) for v in (start, end)]
+    step = op.Cast(alpha, to=int(wide[0].dtype or ir.DataType.FLOAT))
     if rank(start) > 1:
         step = op.Reshape(step, op.ints(-1, *[1] * (rank(start) - 1)))
     point = op.Add(wide[1], op.Mul(step, op.Sub(*wide)))
-    return op.typed(point if kind == start.dtype else op.Cast(point, to=int(start.dtype or 1)), start)
+    return narrowed(op, point, start)
 
 
 def spread(op: Emitter, x: Value, level: float) -> Value:
     """``level·(max x - min x)`` per sample: [N, 1, …]."""
     if rank(x) < 2:
-        return op.typed(op.Mul(x, 0.0), x)
-    axes = op.ints(*range(1, rank(x)))
-    wide = op.Sub(op.ReduceMax(x, axes, keepdims=1), op.ReduceMin(x, axes, keepdims=1))
-    wide = op.Mul(wide, op.constant(level, like=x))
-    wide.shape = ir.Shape([dims(x)[0] or "N", *[1] * (rank(x) - 1)])
-    return wide
+        return narrowed(op, op.Mul(widened(op, x), 0.0), x)
+    axes, wide = op.ints(*range(1, rank(x))), widened(op, x)
+    wide = op.Sub(op.ReduceMax(wide, axes, keepdims=1), op.ReduceMin(wide, axes, keepdims=1))
+    wide = op.Mul(wide, op.constant(level, like=wide))
+    return narrowed(op, wide, ir.Value(type=x.type, shape=ir.Shape([dims(x)[0] or "N", *[1] * (rank(x) - 1)])))
 
 
 def normal(op: Emitter, x: Value, draw: Value, *, seed: int, name: str, channel_axis: int | None = 1) -> Value:
