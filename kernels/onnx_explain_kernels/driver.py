@@ -1,6 +1,8 @@
-"""The dozen functions of libcuda that launching takes, through ctypes: no CUDA toolkit, no C compiler, no framework.
+"""The two dozen functions of libcuda that launching takes, through ctypes: no CUDA toolkit, no C compiler, no framework.
 
 The device's primary context is used, which ONNX Runtime, cupy and numba share. `Driver(library)` takes a stand-in for tests.
+Every copy and fill is put on a stream, behind what it reads and before what reads it: the plain forms of libcuda keep to the
+default stream, which a stream of another kind does not wait for, and may return before a copy to the device has landed.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ from typing import Any
 from onnx_explain_kernels.errors import DeviceError
 
 _MAX_DYNAMIC_SHARED, _MAJOR, _MINOR = 8, 75, 76
-_THREAD_LOCAL = 1  # a capture forbids what cannot be captured in this thread alone
+_OF_POINTER = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+_ORDERED, _APART = 0, 1  # a stream that waits for the default stream and is waited for, and one that does not
+_RELAXED = 2  # a capture forbids nothing: memory may be given back meanwhile, by this thread too
+_FORKED, _STICKY = (3,), (700, 702, 710, 714, 715, 716, 717, 718, 719)
 _PACKED, _PACKED_SIZE, _END = 1, 2, 0  # CU_LAUNCH_PARAM_BUFFER_POINTER, …_SIZE, …_END
 
 
@@ -33,6 +38,9 @@ def load_library() -> Any:
     raise DeviceError("No NVIDIA driver: libcuda is not on this machine. Run on the CPU, or install the driver.")
 
 
+_CAPTURING = threading.Lock()  # nobody may wait for a context while one of its streams is captured
+
+
 class Driver:
     """One device through libcuda."""
 
@@ -49,7 +57,7 @@ class Driver:
         self.call("cuDeviceGet", ct.byref(self._device), device)
         self._context = ct.c_void_p()
         self.call("cuDevicePrimaryCtxRetain", ct.byref(self._context), self._device)
-        self._current = threading.local()
+        self._functions: dict[tuple[bytes, str], ct.c_void_p] = {}
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function of the driver.
@@ -63,7 +71,7 @@ class Driver:
             raise DeviceError(f"The NVIDIA driver has no {name}: it is too old.")
         code = function(*arguments)
         if code:
-            raise DeviceError(f"{name} failed: {self._said(code)} (CUDA error {code}).")
+            raise DeviceError(f"{name} failed: {self._said(code)} (CUDA error {code}){_advice(code)}.", code)
 
     def _said(self, code: int) -> str:
         text = ct.c_char_p()
@@ -71,10 +79,8 @@ class Driver:
         return (text.value or b"unknown error").decode()
 
     def enter(self) -> None:
-        """Make the context current in this thread."""
-        if not getattr(self._current, "entered", False):
-            self.call("cuCtxSetCurrent", self._context)
-            self._current.entered = True
+        """Make the context current in this thread; each time, since whoever else runs in it may have made its own so."""
+        self.call("cuCtxSetCurrent", self._context)
 
     def attribute(self, number: int) -> int:
         """A device attribute by its number in cuda.h."""
@@ -94,13 +100,17 @@ class Driver:
         return text.value.decode()
 
     def load(self, code: bytes, name: str, shared: int) -> ct.c_void_p:
-        """Load machine code and return its kernel; modules stay loaded as long as the process."""
+        """Load machine code, once, and return its kernel; modules stay loaded as long as the process."""
+        known = self._functions.get((code, name))
+        if known is not None:
+            return known
         self.enter()
         module, function = ct.c_void_p(), ct.c_void_p()
         self.call("cuModuleLoadData", ct.byref(module), code)
         self.call("cuModuleGetFunction", ct.byref(function), module, name.encode())
         if shared > 48 * 1024:
             self.call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED, shared)
+        self._functions[code, name] = function
         return function
 
     def launch(
@@ -113,20 +123,49 @@ class Driver:
         dimensions = [ct.c_uint(v) for v in (*grid, threads, 1, 1, shared)]
         self.call("cuLaunchKernel", function, *dimensions, ct.c_void_p(stream), None, extra)
 
+    # ---- streams
+
+    def stream(self, *, apart: bool = False) -> int:
+        """A new stream, as long as the process; `apart`: one that keeps no order with the default stream.
+
+        What others put on the default stream (ONNX Runtime's own copies to the host, torch's kernels) and what is put on a
+        stream that is not apart wait for each other.
+        """
+        self.enter()
+        made = ct.c_void_p()
+        self.call("cuStreamCreate", ct.byref(made), _APART if apart else _ORDERED)
+        return int(made.value or 0)
+
+    def synchronize(self, stream: int | None = None) -> None:
+        """Wait for a stream, or for everything on the device; an error of an earlier kernel shows here."""
+        self.enter()
+        if stream is not None:
+            self.call("cuStreamSynchronize", ct.c_void_p(stream))
+            return
+        with _CAPTURING:
+            self.call("cuCtxSynchronize")
+
     # ---- graphs: what is launched once more and again, put on the stream by one call
 
-    def capture(self, work: Callable[[], None], stream: int) -> ct.c_void_p:
-        """What `work` puts on a stream (not the default one), as a graph that `replay` runs; nothing runs meanwhile.
+    def capture(self, work: Callable[[int], None]) -> ct.c_void_p:
+        """What `work` puts on the stream that it is given, as a graph that `replay` runs; nothing runs meanwhile.
 
         Raises:
             DeviceError: `work` did what cannot be captured, or the driver is too old.
 
         """
-        self.enter()
-        self.call("cuStreamBeginCapture_v2", ct.c_void_p(stream), _THREAD_LOCAL)
+        with _CAPTURING:
+            stream = self.stream(apart=True)
+            try:
+                return self._captured(work, stream)
+            finally:
+                self.call("cuStreamDestroy_v2", ct.c_void_p(stream))
+
+    def _captured(self, work: Callable[[int], None], stream: int) -> ct.c_void_p:
         graph, executable = ct.c_void_p(), ct.c_void_p()
+        self.call("cuStreamBeginCapture_v2", ct.c_void_p(stream), _RELAXED)
         try:
-            work()
+            work(stream)
         except BaseException:
             with suppress(DeviceError):  # of an invalidated capture
                 self.call("cuStreamEndCapture", ct.c_void_p(stream), ct.byref(graph))
@@ -146,10 +185,12 @@ class Driver:
         self.call("cuGraphLaunch", graph, ct.c_void_p(stream))
 
     def release(self, graph: ct.c_void_p) -> None:
-        """Give a captured graph back."""
-        self.call("cuGraphExecDestroy", graph)
+        """Give a captured graph back; nobody hears of an error, since nobody asked."""
+        with suppress(DeviceError):
+            self.enter()
+            self.call("cuGraphExecDestroy", graph)
 
-    # ---- memory, streams and clocks: for callers without a framework of their own (benchmark, tests)
+    # ---- memory and clocks
 
     def allocate(self, size: int) -> int:
         """Device memory of so many bytes, 256-byte aligned."""
@@ -159,8 +200,14 @@ class Driver:
         return pointer.value
 
     def free(self, pointer: int) -> None:
-        """Give memory back."""
+        """Give memory back, once the device is done with it."""
+        self.enter()
         self.call("cuMemFree_v2", ct.c_uint64(pointer))
+
+    def drop(self, pointer: int) -> None:
+        """Give memory back from wherever the last reference goes; after an error of the device that is no news."""
+        with suppress(DeviceError):
+            self.free(pointer)
 
     def free_memory(self) -> int:
         """Bytes that nobody has taken, of all processes."""
@@ -169,38 +216,68 @@ class Driver:
         self.call("cuMemGetInfo_v2", ct.byref(free), ct.byref(total))
         return free.value
 
-    def upload(self, pointer: int, address: int, size: int) -> None:
-        """Copy host bytes to the device, and wait."""
-        self.call("cuMemcpyHtoD_v2", ct.c_uint64(pointer), ct.c_void_p(address), ct.c_size_t(size))
+    def ordinal_of(self, pointer: int) -> int | None:
+        """The number of the device that memory lies on; None where it is no device's."""
+        self.enter()
+        found = ct.c_int()
+        try:
+            self.call("cuPointerGetAttribute", ct.byref(found), _OF_POINTER, ct.c_uint64(pointer))
+        except DeviceError:
+            return None
+        return found.value
 
-    def download(self, address: int, pointer: int, size: int) -> None:
-        """Copy device bytes to the host, and wait."""
-        self.call("cuMemcpyDtoH_v2", ct.c_void_p(address), ct.c_uint64(pointer), ct.c_size_t(size))
+    def upload(self, pointer: int, address: int, size: int, stream: int = 0) -> None:
+        """Copy host bytes to the device, behind what is on the stream, and wait."""
+        self.enter()
+        to, source, count = ct.c_uint64(pointer), ct.c_void_p(address), ct.c_size_t(size)
+        self.call("cuMemcpyHtoDAsync_v2", to, source, count, ct.c_void_p(stream))
+        self.call("cuStreamSynchronize", ct.c_void_p(stream))
+
+    def download(self, address: int, pointer: int, size: int, stream: int = 0) -> None:
+        """Copy device bytes to the host, behind what is on the stream, and wait."""
+        self.enter()
+        to, source, count = ct.c_void_p(address), ct.c_uint64(pointer), ct.c_size_t(size)
+        self.call("cuMemcpyDtoHAsync_v2", to, source, count, ct.c_void_p(stream))
+        self.call("cuStreamSynchronize", ct.c_void_p(stream))
 
     def copy(self, to: int, pointer: int, size: int, stream: int = 0) -> None:
         """Copy on the device, on a stream."""
+        self.enter()
         self.call("cuMemcpyDtoDAsync_v2", ct.c_uint64(to), ct.c_uint64(pointer), ct.c_size_t(size), ct.c_void_p(stream))
 
-    def fill(self, pointer: int, word: int, count: int) -> None:
-        """Write a 32-bit pattern `count` times."""
-        self.call("cuMemsetD32_v2", ct.c_uint64(pointer), ct.c_uint(word), ct.c_size_t(count))
+    def fill(self, pointer: int, word: int, count: int, stream: int = 0) -> None:
+        """Write a 32-bit pattern `count` times, on a stream."""
+        self.enter()
+        self.call("cuMemsetD32Async", ct.c_uint64(pointer), ct.c_uint(word), ct.c_size_t(count), ct.c_void_p(stream))
 
-    def synchronize(self) -> None:
-        """Wait for everything on the device; an error of an earlier kernel shows here."""
-        self.call("cuCtxSynchronize")
+    def milliseconds(self, work: Callable[[], None], stream: int = 0, ahead: Callable[[], None] | None = None) -> float:
+        """How long the device takes for what `work` puts on the stream, between two events.
 
-    def milliseconds(self, work: Callable[[], None], stream: int = 0) -> float:
-        """How long the device takes for what `work` puts on the stream, between two events."""
+        `ahead`: put on the stream before the clock starts, to keep the device busy until `work` has been put there too: else
+        the time would be the host's, which packs parameters more slowly than a small kernel runs.
+        """
         self.enter()
         events = [ct.c_void_p(), ct.c_void_p()]
-        for event in events:
-            self.call("cuEventCreate", ct.byref(event), 0)
-        self.call("cuEventRecord", events[0], ct.c_void_p(stream))
-        work()
-        self.call("cuEventRecord", events[1], ct.c_void_p(stream))
-        self.call("cuEventSynchronize", events[1])
-        passed = ct.c_float()
-        self.call("cuEventElapsedTime", ct.byref(passed), events[0], events[1])
-        for event in events:
-            self.call("cuEventDestroy_v2", event)
-        return passed.value
+        try:
+            for event in events:
+                self.call("cuEventCreate", ct.byref(event), 0)
+            if ahead is not None:
+                ahead()
+            self.call("cuEventRecord", events[0], ct.c_void_p(stream))
+            work()
+            self.call("cuEventRecord", events[1], ct.c_void_p(stream))
+            self.call("cuEventSynchronize", events[1])
+            passed = ct.c_float()
+            self.call("cuEventElapsedTime", ct.byref(passed), events[0], events[1])
+            return passed.value
+        finally:
+            for event in events:
+                if event.value:
+                    self.call("cuEventDestroy_v2", event)
+
+
+def _advice(code: int) -> str:
+    """What else to do about an error."""
+    if code in _FORKED:
+        return "; a forked process cannot use the GPU that its parent opened: start it by spawn"
+    return "; the process must be started again" if code in _STICKY else ""

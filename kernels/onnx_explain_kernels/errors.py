@@ -34,4 +34,8 @@ class ResourceError(KernelError):
 
 
 class DeviceError(KernelError):
-    """The CUDA driver is missing or reports an error."""
+    """The CUDA driver is missing or reports an error; `code` is its number, 0 where it gave none."""
+
+    def __init__(self, sentence: str, code: int = 0) -> None:
+        super().__init__(sentence)
+        self.code = code

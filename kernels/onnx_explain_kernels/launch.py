@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from onnx_explain_kernels.store import Store
 from onnx_explain_kernels.tiles import Precision, architecture
 
 _CODES = {"i32": "i", "i64": "q", "fp32": "f"}
+_COMPILING = threading.Lock()  # the compilers' settings are those of the whole process
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,8 @@ class Kernels:
         if binary is None:
             if not compiles:
                 raise CompilerMissing(f"{plan.specialisation.kernel} for sm_{self.arch} is not stored.")
-            binary = self._compile(plan.specialisation)
+            with _COMPILING:
+                binary = self._binaries.get(digest) or self._compile(plan.specialisation)
             self.store.keep(binary)
         self._binaries[digest] = binary
         return Kernel(self.driver, plan, binary)

@@ -43,13 +43,16 @@ def runtime() -> Any:
 
 
 def opened(model: ir.Model | bytes | str, options: Any, providers: list[Any]) -> Any:
-    """An `InferenceSession`; it maps weights that lie in data files, as it does with the model's own file."""
+    """An `InferenceSession`; it maps weights that lie in data files, as it does with the model's own file.
+
+    It runs on the providers that are asked for or raises: ONNX Runtime would print a banner and take the CPU in their place.
+    """
     if not isinstance(model, ir.Model):
-        return runtime().InferenceSession(model, options, providers=providers)
+        return runtime().InferenceSession(model, options, providers=providers, enable_fallback=0)
     with carried(model) as (data, folder):
         if folder is not None:
             options.add_session_config_entry(_FOLDER, str(folder))
-        return runtime().InferenceSession(data, options, providers=providers)
+        return runtime().InferenceSession(data, options, providers=providers, enable_fallback=0)
 
 
 class Session:

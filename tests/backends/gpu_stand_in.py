@@ -30,10 +30,6 @@ class FakeGpu(FakeCuda):
 
     limit: int = 1 << 40
 
-    def cuStreamCreate(self, stream: Any, flags: int) -> int:
-        stream._obj.value = 0x5000
-        return 0
-
     def cuMemAlloc_v2(self, pointer: Any, size: Any) -> int:
         if size.value > self.limit:
             return 2
@@ -41,7 +37,7 @@ class FakeGpu(FakeCuda):
         if code:
             return code
         words = (size.value + 3) // 4
-        self.cuMemsetD32_v2(pointer._obj, _Number(0x7FC00000), _Number(min(words, size.value // 4)))
+        self.cuMemsetD32Async(pointer._obj, _Number(0x7FC00000), _Number(min(words, size.value // 4)), _Number(0))
         return code
 
 

@@ -143,7 +143,7 @@ def test_a_second_run_uses_the_same_places_and_no_more_memory(gpu: FakeGpu) -> N
 
 def test_nothing_comes_back_to_the_host_before_the_end(gpu: FakeGpu) -> None:
     Explainer(network(), "rap", device="cuda", precision="ieee")(pictures())
-    downloads = [i for i, name in enumerate(gpu.calls) if name == "cuMemcpyDtoH_v2"]
+    downloads = [i for i, name in enumerate(gpu.calls) if name == "cuMemcpyDtoHAsync_v2"]
     launches = [i for i, name in enumerate(gpu.calls) if name == "cuLaunchKernel"]
     assert downloads
     assert min(downloads) > max(launches)
@@ -195,7 +195,7 @@ def test_a_device_array_is_explained_and_the_result_stays_on_the_device(gpu: Fak
     close(explained.relevance["x"], want)
     gpu.calls.clear()
     found = explain.on_device(Foreign(x), target=1)["x"]
-    assert "cuMemcpyDtoH_v2" not in gpu.calls
+    assert "cuMemcpyDtoHAsync_v2" not in gpu.calls
     assert isinstance(found, Tensor)
     assert found.__cuda_array_interface__["shape"] == want.shape
     device = explain._prepared.device

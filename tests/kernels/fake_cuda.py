@@ -1,5 +1,8 @@
 """A stand-in for libcuda: records every call, keeps device memory on the host, and can run what is launched.
 
+What the plain forms put on the default stream arrives late, as CUDA's documentation allows ("API synchronization behavior"):
+when somebody waits for it, or when a stream that keeps order with the default one goes on. Streams themselves run at once.
+
 What is launched is told by the loaded code: a real cubin is only recorded, code made by `fake_compile` names its
 specialisation, and `runs` then executes the plan it belongs to by Triton's interpreter or Numba's simulator.
 """
@@ -11,7 +14,7 @@ import ctypes
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnx_explain_kernels.compiler import Binary, expected_parameters
@@ -62,7 +65,10 @@ class FakeCuda:
     memory: dict[int, Any] = field(default_factory=dict)
     clock: float = 0.0
     total: int = 1 << 40
-    capturing: list[Launch] | None = None
+    capturing: dict[int, list[Launch]] = field(default_factory=dict)
+    streams: dict[int, int] = field(default_factory=dict)
+    late: list[Callable[[], None]] = field(default_factory=list)
+    ordinals: dict[int, int | None] = field(default_factory=dict)
     graphs: dict[int, list[Launch]] = field(default_factory=dict)
     replays: list[int] = field(default_factory=list)
 
@@ -92,7 +98,39 @@ class FakeCuda:
     def cuCtxSetCurrent(self, context: Any) -> int:
         return 0
 
+    def _arrived(self, stream: int) -> None:
+        """What the default stream holds back, where a stream keeps order with it."""
+        if self.streams.get(stream, 0) == 0:
+            waiting, self.late = self.late, []
+            for one in waiting:
+                one()
+
     def cuCtxSynchronize(self) -> int:
+        if self.capturing:
+            return 900
+        self._arrived(0)
+        return 0
+
+    def cuStreamCreate(self, stream: Any, flags: int) -> int:
+        number = 0x5000 + len(self.streams)
+        self.streams[number] = flags
+        _set(stream, number)
+        return 0
+
+    def cuStreamDestroy_v2(self, stream: Any) -> int:
+        assert stream.value in self.streams
+        return 0
+
+    def cuStreamSynchronize(self, stream: Any) -> int:
+        self._arrived(stream.value or 0)
+        return 0
+
+    def cuPointerGetAttribute(self, value: Any, attribute: int, pointer: Any) -> int:
+        assert attribute == 9
+        ordinal = self.ordinals.get(pointer.value, 0)
+        if ordinal is None:
+            return 1
+        _set(value, ordinal)
         return 0
 
     def cuDeviceGetAttribute(self, value: Any, number: int, device: Any) -> int:
@@ -142,28 +180,29 @@ class FakeCuda:
         packed = ctypes.string_at(extra[1], ctypes.c_size_t.from_address(extra[3]).value)
         grid = (gx.value, gy.value, gz.value)
         launch = Launch(self.loaded[function.value - 1], grid, bx.value, shared.value, stream.value or 0, packed)
-        if self.capturing is not None:
-            self.capturing.append(launch)
+        if launch.stream in self.capturing:
+            self.capturing[launch.stream].append(launch)
             return 0
         return self._run(launch)
 
     def _run(self, launch: Launch) -> int:
+        assert 0 not in launch.grid, "the driver takes no empty grid"
+        self._arrived(launch.stream)
         self.launches.append(launch)
         if self.runs is not None:
             self.runs(launch)
         return 0
 
     def cuStreamBeginCapture_v2(self, stream: Any, mode: int) -> int:
-        if not stream.value or self.capturing is not None:
+        if not stream.value or stream.value in self.capturing:
             return 900  # the default stream cannot be captured
-        assert mode == 1
-        self.capturing = []
+        assert (mode, self.streams[stream.value]) == (2, 1), "the default stream stays free for others"
+        self.capturing[stream.value] = []
         return 0
 
     def cuStreamEndCapture(self, stream: Any, graph: Any) -> int:
-        assert self.capturing is not None
         number = 0x7000 + len(self.graphs)
-        self.graphs[number], self.capturing = self.capturing, None
+        self.graphs[number] = self.capturing.pop(stream.value)
         _set(graph, number)
         return 0
 
@@ -184,8 +223,7 @@ class FakeCuda:
     def cuGraphLaunch(self, graph: Any, stream: Any) -> int:
         self.replays.append(graph.value)
         for launch in self.graphs[graph.value]:
-            assert launch.stream == stream.value
-            self._run(launch)
+            self._run(replace(launch, stream=stream.value))
         return 0
 
     def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:
@@ -206,18 +244,28 @@ class FakeCuda:
         return 0 if self.memory.pop(pointer.value, None) is not None else 1
 
     def cuMemcpyHtoD_v2(self, to: Any, source: Any, size: Any) -> int:
-        ctypes.memmove(to.value, source.value, size.value)
+        held = ctypes.string_at(source.value, size.value)
+        self.late.append(lambda: ctypes.memmove(to.value, held, len(held)) and None)
         return 0
 
     def cuMemcpyDtoH_v2(self, to: Any, source: Any, size: Any) -> int:
+        self._arrived(0)
         ctypes.memmove(to.value, source.value, size.value)
         return 0
+
+    def cuMemcpyHtoDAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> int:
+        self._arrived(stream.value or 0)
+        ctypes.memmove(to.value, source.value, size.value)
+        return 0
+
+    def cuMemcpyDtoHAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> int:
+        return self.cuMemcpyHtoDAsync_v2(to, source, size, stream)
 
     def cuMemcpyDtoDAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> int:
-        ctypes.memmove(to.value, source.value, size.value)
-        return 0
+        return self.cuMemcpyHtoDAsync_v2(to, source, size, stream)
 
-    def cuMemsetD32_v2(self, to: Any, word: Any, count: Any) -> int:
+    def cuMemsetD32Async(self, to: Any, word: Any, count: Any, stream: Any) -> int:
+        self._arrived(stream.value or 0)
         array = (ctypes.c_uint32 * count.value).from_address(to.value)
         array[:] = [word.value] * count.value
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,16 +213,99 @@ def test_an_old_device_has_no_kernels(tmp_path: Path) -> None:
         opened(tmp_path, FakeCuda(capability=75))
 
 
-def test_every_thread_enters_the_context_once(tmp_path: Path) -> None:
+def test_whatever_needs_the_context_makes_it_current_first(tmp_path: Path) -> None:
+    """From any thread, after anybody has made another one current: a finaliser too."""
     fake, kernels = opened(tmp_path)
+    driver = kernels.driver
     layer = kernels.conv(CONV, forms.CHAIN)
-    for _ in range(2):
-        layer(PLACES)
-    worker = threading.Thread(target=layer, args=(PLACES,))
-    worker.start()
-    worker.join()
-    assert fake.calls.count("cuCtxSetCurrent") == 2
-    assert len(fake.launches) == 3
+    host = np.zeros(4, np.float32)
+    pointer = driver.allocate(16)
+    graph = driver.capture(lambda stream: layer(PLACES, stream=stream))
+    works: list[Any] = [
+        lambda: layer(PLACES),
+        lambda: driver.upload(pointer, address_of(host), 16),
+        lambda: driver.download(address_of(host), pointer, 16),
+        lambda: driver.copy(pointer, pointer, 16),
+        lambda: driver.fill(pointer, 0, 4),
+        lambda: driver.ordinal_of(pointer),
+        lambda: driver.milliseconds(lambda: None),
+        lambda: driver.replay(graph, driver.stream()),
+        lambda: driver.release(graph),
+        driver.synchronize,
+        driver.free_memory,
+        lambda: driver.drop(pointer),
+    ]
+    for work in works:
+        fake.calls.clear()
+        worker = threading.Thread(target=work)
+        worker.start()
+        worker.join()
+        assert fake.calls[0] == "cuCtxSetCurrent"
+
+
+def test_a_kernel_reads_what_was_uploaded_before_it(tmp_path: Path) -> None:
+    """A plain copy from pageable memory may land later, and a stream that is apart does not wait for it."""
+    fake, kernels = opened(tmp_path)
+    driver, host = kernels.driver, np.arange(4, dtype=np.float32)
+    seen: list[Any] = []
+    pointer = driver.allocate(64)
+    fake.runs = lambda launch: seen.append(np.ctypeslib.as_array((ctypes.c_float * 4).from_address(pointer)).copy())
+    layer = kernels.conv(CONV, forms.CHAIN)
+    for stream in (driver.stream(apart=True), driver.stream(), 0):
+        host = host + 1
+        driver.upload(pointer, address_of(host), host.nbytes, stream)
+        layer(PLACES, stream=stream)
+        np.testing.assert_array_equal(seen.pop(), host)
+        driver.fill(pointer, 0x3F800000, 4, stream)
+        layer(PLACES, stream=stream)
+        np.testing.assert_array_equal(seen.pop(), np.ones(4))
+    fake.cuMemcpyHtoD_v2(ctypes.c_uint64(pointer), ctypes.c_void_p(address_of(host)), ctypes.c_size_t(16))
+    layer(PLACES, stream=driver.stream(apart=True))
+    assert (seen.pop() != host).any(), "the stand-in would show a stale read"
+    layer(PLACES, stream=driver.stream())
+    np.testing.assert_array_equal(seen.pop(), host)
+
+
+def test_a_module_is_loaded_once_and_compiled_by_one_thread_at_a_time(tmp_path: Path) -> None:
+    at_once, most = [0], [0]
+
+    def slowly(spec: Specialisation) -> Binary:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        time.sleep(0.01)
+        at_once[0] -= 1
+        return fake_compile(spec)
+
+    fake, kernels = opened(tmp_path, compile_with=slowly)
+    used = (forms.CHAIN, forms.CHAIN, forms.PRODUCT, forms.EPSILON)
+    workers = [threading.Thread(target=kernels.conv, args=(CONV, form)) for form in used]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert most == [1]
+    kernels.conv(CONV, forms.CHAIN)
+    assert len(fake.loaded) == 3
+
+
+def test_after_an_error_of_the_device_giving_memory_back_is_silent(tmp_path: Path) -> None:
+    fake, kernels = opened(tmp_path)
+    driver = kernels.driver
+    pointer = driver.allocate(16)
+    fake.fails = "cuMemFree_v2"
+    driver.drop(pointer)
+    with pytest.raises(
+        DeviceError, match=r"illegal memory access .*CUDA error 700\); the process must be started again"
+    ) as told:
+        driver.free(pointer)
+    assert told.value.code == 700
+
+
+def test_a_forked_process_is_told_why_it_has_no_gpu() -> None:
+    fake = FakeCuda()
+    fake.cuInit = lambda flags: 3  # type: ignore[method-assign]
+    with pytest.raises(DeviceError, match="start it by spawn"):
+        Driver(fake)
 
 
 def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

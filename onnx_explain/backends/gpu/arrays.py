@@ -8,10 +8,12 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import onnx
 
 from onnx_explain.errors import InputError
+from onnx_explain.ir.model import first_line
 
-CUDA = 2  # DLPack's number of the device type
+CUDA = (2, 13)  # DLPack's numbers of the device type: CUDA memory, and managed memory
 
 
 @dataclass(frozen=True)
@@ -47,26 +49,49 @@ class Tensor:
 
 
 def is_on_device(given: Any) -> bool:
-    """Whether an array says that it lies on a CUDA device."""
+    """Whether an array says that it lies on a CUDA device; InputError where it will not say (a tensor that takes gradients)."""
     if isinstance(given, np.ndarray):
         return False
-    if hasattr(given, "__cuda_array_interface__"):
+    if _interface(given) is not None:
         return True
     where = getattr(given, "__dlpack_device__", None)
-    return callable(where) and int(where()[0]) == CUDA
+    return callable(where) and int(where()[0]) in CUDA
+
+
+def _interface(given: Any) -> dict[str, Any] | None:
+    """`__cuda_array_interface__`, or None where there is none."""
+    try:
+        found: dict[str, Any] | None = getattr(given, "__cuda_array_interface__", None)
+    except Exception as error:  # a property of the caller's library, which raises what it likes
+        raise _unread(given, error) from error
+    return found
 
 
 def borrowed(given: Any) -> Tensor:
-    """The memory of a caller's device array, without a copy; InputError where it is not dense."""
+    """The memory of a caller's device array, without a copy; InputError where it is not dense.
+
+    What the caller's streams still write into it is the caller's device's to finish: `Device.put` and `fetch` wait for all of it.
+    """
     if isinstance(given, Tensor):
         return given
-    interface = getattr(given, "__cuda_array_interface__", None)
+    interface = _interface(given)
     if interface is None:
         return _from_dlpack(given)
-    shape, dtype = tuple(int(s) for s in interface["shape"]), np.dtype(interface["typestr"])
+    if interface.get("mask") is not None:
+        raise InputError("A masked device array cannot be explained; pass a dense copy without its mask.")
+    try:
+        shape, dtype = tuple(int(s) for s in interface["shape"]), np.dtype(interface["typestr"])
+    except TypeError as error:
+        raise _unread(given, error) from error
     if interface.get("strides") is not None and not _is_dense(shape, interface["strides"], dtype.itemsize):
         raise InputError("A strided device array cannot be explained; pass a dense copy.")
     return Tensor(int(interface["data"][0]), shape, dtype, given)
+
+
+def _unread(given: Any, error: Exception) -> InputError:
+    return InputError(
+        f"The device memory of this {type(given).__name__} cannot be read: {first_line(error).rstrip('.')}; pass a dense copy."
+    )
 
 
 def _is_dense(shape: Sequence[int], strides: Sequence[int], step: int) -> bool:
@@ -84,9 +109,11 @@ def _from_dlpack(given: Any) -> Tensor:
     try:
         value = OrtValue.from_dlpack(given)
     except Exception as error:
-        raise InputError(
-            f"{type(given).__name__} cannot be read through DLPack: {error}; pass a dense copy."
-        ) from error
-    from onnx_explain.backends.gpu.device import _owned
+        raise _unread(given, error) from error
+    return owned(value)
 
-    return _owned(value)
+
+def owned(value: Any) -> Tensor:
+    """The memory of an OrtValue."""
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.element_type()))
+    return Tensor(int(value.data_ptr()), tuple(value.shape()), dtype, value)

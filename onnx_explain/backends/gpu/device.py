@@ -1,14 +1,16 @@
 """A CUDA device as this backend uses it: memory, one stream, ONNX Runtime sessions whose inputs and outputs stay there.
 
-Kernels and sessions run on one stream in the order in which they are put there. What stands in for the driver and for the
-CUDA provider (`provider="cpu"`, tests) is all that differs without a GPU.
+Kernels, copies and sessions run on one stream in the order in which they are put there. It is a stream that waits for the
+default one and is waited for: there ONNX Runtime copies, by itself, what a node on the CPU reads or makes. What stands in for
+the driver and for the CUDA provider (`provider="cpu"`, tests) is all that differs without a GPU.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +19,8 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from onnx_explain.backends.gpu.arrays import Tensor, borrowed
+from onnx_explain.backends.gpu.arrays import Tensor, borrowed, owned
+from onnx_explain.backends.gpu.libraries import PROVIDER, loaded
 from onnx_explain.backends.onnx import Arrays, _told, opened, runtime
 from onnx_explain.errors import InputError, MethodError, ModelError, RuntimeMissing
 
@@ -75,17 +78,18 @@ class Device:
             raise RuntimeMissing(
                 'The GPU kernels are not installed: `pip install "onnx-explain[gpu]"`, or use device="cpu".'
             ) from error
-        if "CUDAExecutionProvider" not in runtime().get_available_providers():
-            raise RuntimeMissing(
-                "The installed ONNX Runtime has no CUDA provider: "
-                '`pip uninstall onnxruntime` and `pip install "onnx-explain[gpu]"`, or use device="cpu".'
-            )
+        missing = loaded(runtime())
         try:
             device = Device.of(Kernels(device=ordinal), precision=precision, ordinal=ordinal, **_chosen())
-            device.session(_smallest())  # the provider's libraries are looked for here
+            OnDevice(device, _smallest()).run({"x": np.ones(1, np.float32)})  # its libraries, and code for this GPU
             return device
         except KernelError as error:
             raise RuntimeMissing(f'There is no usable GPU: {str(error).rstrip(".")}; use device="cpu".') from error
+        except ModelError as error:
+            why = missing or str(error).rstrip(".")
+            raise RuntimeMissing(
+                f'ONNX Runtime\'s CUDA provider does not work ({why}); install "onnx-explain[gpu]", or use device="cpu".'
+            ) from error
 
     @staticmethod
     def of(
@@ -98,58 +102,55 @@ class Device:
         graphs: bool = False,
     ) -> Device:
         """A device from opened kernels, with a stream of its own."""
-        stream = ctypes.c_void_p()
-        kernels.driver.enter()
-        kernels.driver.call("cuStreamCreate", ctypes.byref(stream), 1)  # 1: does not wait for the default stream
-        return Device(kernels, int(stream.value or 0), provider, ordinal, precision, dense, graphs)
+        return Device(kernels, kernels.driver.stream(), provider, ordinal, precision, dense, graphs)
 
     # -- memory
 
     def allocate(self, size: int) -> int:
         """Device memory; OutOfMemory."""
-        from onnx_explain_kernels.errors import DeviceError
-
-        try:
+        with _told_once(f"The device has no {size / 2**20:.0f} MiB left for this batch"):
             return int(self.driver.allocate(max(size, 1)))
-        except DeviceError as error:
-            if f"(CUDA error {_OUT_OF_MEMORY})" in str(error):
-                raise OutOfMemory(
-                    f"The device has no {size / 2**20:.0f} MiB left for this batch; use a smaller batch_size."
-                ) from error
-            raise ModelError(f"The GPU failed: {str(error).rstrip('.')}.") from error
 
     def put(self, tensor: Tensor, given: Any) -> None:
-        """Copy an array, from the host or on the device, into a tensor's place."""
+        """Copy an array, from the host or on this device, into a tensor's place."""
         if isinstance(given, Tensor):
             if given.pointer != tensor.pointer and tensor.size:
-                self.driver.copy(tensor.pointer, given.pointer, tensor.size, self.stream)
+                self._check(given)
+                with _told_once():
+                    self.driver.copy(tensor.pointer, given.pointer, tensor.size, self.stream)
             return
-        flat = np.ascontiguousarray(given)
+        flat = np.asarray(given, order="C")
         if flat.nbytes:
-            self.driver.upload(tensor.pointer, int(flat.ctypes.data), flat.nbytes)
+            with _told_once():
+                self.driver.upload(tensor.pointer, int(flat.ctypes.data), flat.nbytes, self.stream)
 
     def upload(self, array: npt.NDArray[Any]) -> Tensor:
         """A copy of a host array in memory of its own."""
-        flat = np.ascontiguousarray(array)
+        flat = np.asarray(array, order="C")
         tensor = Tensor(self.allocate(flat.nbytes), flat.shape, flat.dtype)
         self.put(tensor, flat)
         return tensor
 
     def fetch(self, tensor: Tensor) -> npt.NDArray[Any]:
-        """A copy on the host; waits for the device."""
+        """A copy on the host; waits for what is on this device's stream."""
         array = np.empty(tensor.shape, tensor.dtype)
         if array.nbytes:
-            self.driver.download(int(array.ctypes.data), tensor.pointer, array.nbytes)
+            self._check(tensor)
+            with _told_once():
+                self.driver.download(int(array.ctypes.data), tensor.pointer, array.nbytes, self.stream)
         return array
 
     def wait(self) -> None:
-        """Until everything put on the device is done."""
-        from onnx_explain_kernels.errors import DeviceError
-
-        try:
+        """Until everything put on the device is done, by whomever."""
+        with _told_once():
             self.driver.synchronize()
-        except DeviceError as error:
-            raise ModelError(f"The GPU failed: {str(error).rstrip('.')}.") from error
+
+    def _check(self, given: Tensor) -> None:
+        """InputError where memory lies elsewhere."""
+        where = self.driver.ordinal_of(given.pointer)
+        if where != self.ordinal:
+            place = "on no GPU" if where is None else f"on GPU {where}"
+            raise InputError(f"The device array lies {place}, but GPU {self.ordinal} explains; pass a copy there.")
 
     # -- sessions
 
@@ -166,8 +167,9 @@ class Device:
             "device_id": str(self.ordinal),
             "user_compute_stream": str(self.stream),
             "use_tf32": "1" if self.precision in _ROUNDED else "0",
+            "arena_extend_strategy": "kSameAsRequested",  # by default it doubles, and holds up to twice what is needed
         }
-        return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+        return [(PROVIDER, options), "CPUExecutionProvider"]
 
 
 class DeviceSession:
@@ -177,16 +179,16 @@ class DeviceSession:
         ort = runtime()
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        options.intra_op_num_threads = (
+            1  # the CPU computes shapes alone, and each session would have threads of its own
+        )
         self._device = device
         try:
             self._session = opened(model, options, device.providers)
         except Exception as error:
-            raise _failed("load the model", error) from error
-        if device.provider == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
-            raise RuntimeMissing(
-                "ONNX Runtime could not start its CUDA provider (a CUDA or cuDNN library is missing); install "
-                '"onnx-explain[gpu]", or use device="cpu".'
-            )
+            raise _failed("load the model", error, "The device has no memory left for the model's weights") from error
+        if device.provider == "cuda" and PROVIDER not in self._session.get_providers():
+            raise ModelError("A library of CUDA is missing: ONNX Runtime took the CPU in its place.")
         self._run_options = ort.RunOptions()
         if device.provider == "cuda":
             self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
@@ -195,35 +197,51 @@ class DeviceSession:
     def run(self, takes: Mapping[str, Tensor], gives: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """Outputs by name: in the place given for each, or in memory of ONNX Runtime's where that is None."""
         device, binding = self._device, self._session.io_binding()
+        where = (device.provider, device.ordinal)
         for name, t in takes.items():
-            binding.bind_input(name, device.provider, device.ordinal, t.dtype, list(t.shape), t.pointer)
+            binding.bind_input(name, *where, _number(t.dtype), list(t.shape), t.pointer)
         for name, place in gives.items():
             if place is None:
-                binding.bind_output(name, device.provider, device.ordinal)
+                binding.bind_output(name, *where)
             else:
-                shape = list(place.shape)
-                binding.bind_output(name, device.provider, device.ordinal, place.dtype, shape, place.pointer)
+                binding.bind_output(name, *where, _number(place.dtype), list(place.shape), place.pointer)
         try:
             self._session.run_with_iobinding(binding, self._run_options)
         except Exception as error:
-            raise _failed("run the model on this input", error) from error
+            raise _failed(
+                "run the model on this input", error, "The device has no memory left for this batch"
+            ) from error
         outs = dict(zip(gives, binding.get_outputs()))
-        return {n: place if place is not None else _owned(outs[n]) for n, place in gives.items()}
+        return {n: place if place is not None else owned(outs[n]) for n, place in gives.items()}
 
 
-def _owned(value: Any) -> Tensor:
-    """A tensor that ONNX Runtime allocated."""
-    kinds = {"tensor(float)": "f4", "tensor(double)": "f8", "tensor(float16)": "f2", "tensor(bool)": "?"}
-    kind = str(value.data_type())
-    name = kinds.get(kind, kind.removeprefix("tensor(").removesuffix(")"))
-    return Tensor(int(value.data_ptr()), tuple(value.shape()), np.dtype(name), value)
+def _number(dtype: np.dtype[Any]) -> int:
+    """ONNX's number of a type: ONNX Runtime knows no NumPy type of bfloat16."""
+    return int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
 
 
-def _failed(what: str, error: Exception) -> ModelError:
-    text = str(error)
-    if "allocate" in text or "out of memory" in text or "CUDNN_STATUS_ALLOC_FAILED" in text:
-        return OutOfMemory("The device has no memory left for this batch; use a smaller batch_size.")
+# "CUDA failure 2: out of memory", the arena's "Failed to allocate memory for requested buffer", cuBLAS's "the resource allocation
+# failed" and cuDNN's CUDNN_STATUS_ALLOC_FAILED and …_DEVICE_ALLOCATION_FAILED
+_FULL = re.compile(r"out of memory|failed to allocate|alloc(ation)?[_ ]failed|available memory of", re.IGNORECASE)
+
+
+def _failed(what: str, error: Exception, full: str) -> ModelError:
+    if _FULL.search(str(error)):
+        return OutOfMemory(f"{full}; use a smaller batch_size.")
     return ModelError(f"ONNX Runtime cannot {what}: {_told(error)}.")
+
+
+@contextmanager
+def _told_once(full: str = "The device has no memory left for this batch") -> Iterator[None]:
+    """The driver's errors as those of this library."""
+    from onnx_explain_kernels.errors import DeviceError
+
+    try:
+        yield
+    except DeviceError as error:
+        if error.code == _OUT_OF_MEMORY:
+            raise OutOfMemory(f"{full}; use a smaller batch_size.") from error
+        raise ModelError(f"The GPU failed: {str(error).rstrip('.')}.") from error
 
 
 class OnDevice:
@@ -235,15 +253,15 @@ class OnDevice:
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
         """Outputs by name; `outputs` picks some."""
-        device = self._device
-        takes = {n: device.upload(np.asarray(a)) for n, a in feeds.items()}
+        device, takes = self._device, dict[str, Tensor]()
         try:
+            for name, array in feeds.items():
+                takes[name] = device.upload(np.asarray(array))
             found = self._session.run(takes, dict.fromkeys(outputs or self.outputs))
-            device.wait()
             return {n: device.fetch(t) for n, t in found.items()}
         finally:
             for tensor in takes.values():
-                device.driver.free(tensor.pointer)
+                device.driver.drop(tensor.pointer)
 
 
 def _smallest() -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from onnx_explain.backends.gpu.device import Device
@@ -23,26 +22,19 @@ class Replayed:
         self._runs = 0
         self._graph: Any = None
 
-    def run(self, work: Callable[[], None]) -> None:
-        """Put the sequence on the device's stream; `work` launches it kernel by kernel."""
+    def run(self, work: Callable[[int], None]) -> None:
+        """Put the sequence on the device's stream; `work` launches it kernel by kernel on the stream that it is given."""
         from onnx_explain_kernels.errors import DeviceError
 
         device = self._device
         self._runs += 1
         if self._runs == 2:  # the driver may load code at a kernel's first launch, which no capture holds
             try:
-                self._graph = device.driver.capture(work, device.stream)
-                weakref.finalize(self, _released, device.driver, self._graph).atexit = False
+                self._graph = device.driver.capture(work)
+                weakref.finalize(self, device.driver.release, self._graph).atexit = False
             except DeviceError as error:
                 self._say(f"CUDA graphs are off: {str(error).rstrip('.')}.")
         if self._graph is None:
-            work()
+            work(device.stream)
         else:
             device.driver.replay(self._graph, device.stream)
-
-
-def _released(driver: Any, graph: Any) -> None:
-    from onnx_explain_kernels.errors import DeviceError
-
-    with suppress(DeviceError):
-        driver.release(graph)

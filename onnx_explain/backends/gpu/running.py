@@ -5,6 +5,7 @@ Only what was asked for leaves the device. Places, kernels and shapes are found 
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,7 @@ class GpuRunner:
             if isinstance(step, Segment):
                 self._sessions[i] = device.session(step.model.SerializeToString())
                 self._light[i] = _without_weights(step.model)
+        self._turn = threading.Lock()  # there is one workspace
         self._constants: dict[Any, Tensor] = {}
         self._known: dict[Any, _Prepared] = {}
         self._workspace: _Block | None = None
@@ -90,21 +92,22 @@ class GpuRunner:
 
     def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> Arrays:
         """Outputs by name, on the host; inputs may be host or device arrays."""
-        found = self._run(feeds)
-        self.device.wait()
-        return {n: self.device.fetch(found[n]) for n in outputs or self.outputs}
+        with self._turn:
+            found = self._run(feeds)
+            return {n: self.device.fetch(found[n]) for n in outputs or self.outputs}
 
     def run_on_device(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Outputs by name, as device arrays of their own (`__cuda_array_interface__`); nothing is copied to the host."""
-        found = self._run(feeds)
-        kept = {}
-        for name in outputs or self.outputs:
-            place = found[name]
-            block = _Block(self.device, place.size)
-            kept[name] = Tensor(block.pointer, place.shape, place.dtype, block)
-            self.device.put(kept[name], place)
-        self.device.wait()
-        return kept
+        with self._turn:
+            found = self._run(feeds)
+            kept = {}
+            for name in outputs or self.outputs:
+                place = found[name]
+                block = _Block(self.device, place.size)
+                kept[name] = Tensor(block.pointer, place.shape, place.dtype, block)
+                self.device.put(kept[name], place)
+            self.device.wait()
+            return kept
 
     # -- one run
 
@@ -141,7 +144,7 @@ class GpuRunner:
             raise
         except KernelError as error:
             raise ModelError(f"The GPU kernels cannot run this: {str(error).rstrip('.')}.") from error
-        return {n: values[n] for n in self.outputs}
+        return {n: values[n] if n in values else self._constant(n) for n in self.outputs}
 
     def _given(self, name: str, feeds: Mapping[str, Any]) -> Any:
         value = self._takes[name]
@@ -154,7 +157,7 @@ class GpuRunner:
         if is_on_device(feeds[name]):
             shape = None if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]
             return foreign(name, feeds[name], shape, dtype)
-        return np.ascontiguousarray(feeds[name])
+        return np.asarray(feeds[name], order="C")
 
     def _dtype(self, name: str) -> np.dtype[Any]:
         """Of an input."""
@@ -164,19 +167,19 @@ class GpuRunner:
     def _replay(self, prepared: _Prepared, group: Sequence[int], values: Mapping[str, Tensor]) -> None:
         """Launch the kernels of a run of steps, as one graph where their tensors keep their places."""
 
-        def work() -> None:
+        def work(stream: int) -> None:
             for k in group:
-                self._launch(prepared.launches[k], values)
+                self._launch(prepared.launches[k], values, stream)
 
         if group[0] in prepared.replayed:
             prepared.replayed[group[0]].run(work)
         else:
-            work()
+            work(self.device.stream)
 
-    def _launch(self, ready: Sequence[_Ready], values: Mapping[str, Tensor]) -> None:
+    def _launch(self, ready: Sequence[_Ready], values: Mapping[str, Tensor], stream: int) -> None:
         for one in ready:
             tensors = {k: values[p].pointer if isinstance(p, str) else p for k, p in one.tensors.items()}
-            one.kernel(tensors, stream=self.device.stream, **one.numbers)
+            one.kernel(tensors, stream=stream, **one.numbers)
 
     # -- shapes, places and kernels of one choice of input shapes
 
@@ -305,7 +308,7 @@ class GpuRunner:
             if letter in launch.weights:
                 everything[letter] = self._weight(name, launch.weights[letter], call).pointer
             else:
-                everything[letter] = self._constant(name).pointer if name in self.steps.constants else name
+                everything[letter] = self._constant(name, _FLOAT).pointer if name in self.steps.constants else name
         numbers = {"epsilon": launch.epsilon, "below_epsilon": launch.below_epsilon, "scale": launch.scale}
         written = kernel.plan.writes if call.kind == "denominator" else ("out",)
         return _Ready(kernel, self._placed(kernel, {**everything, **dict(zip(written, step.gives))}), numbers)
@@ -313,14 +316,14 @@ class GpuRunner:
     def _placed(self, kernel: Any, tensors: Mapping[str, int | str]) -> dict[str, int | str]:
         return {k: tensors[k] for k in kernel.plan.needs}
 
-    def _constant(self, name: str) -> Tensor:
-        if name not in self._constants:
-            self._constants[name] = self._held(np.asarray(self.steps.constants[name].numpy(), np.float32))
-        return self._constants[name]
+    def _constant(self, name: str, dtype: np.dtype[Any] | None = None) -> Tensor:
+        if (name, dtype) not in self._constants:
+            self._constants[name, dtype] = self._held(np.asarray(self.steps.constants[name].numpy(), dtype))
+        return self._constants[name, dtype]
 
     def _held(self, array: np.ndarray[Any, Any]) -> Tensor:
         """A copy on the device for as long as this runner lives."""
-        flat = np.ascontiguousarray(array)
+        flat = np.asarray(array, order="C")
         block = _Block(self.device, flat.nbytes)
         tensor = Tensor(block.pointer, flat.shape, flat.dtype, block)
         self.device.put(tensor, flat)
@@ -347,7 +350,7 @@ class _Block:
 
     def __init__(self, device: Device, size: int) -> None:
         self.pointer, self.size = device.allocate(size), size
-        weakref.finalize(self, device.driver.free, self.pointer).atexit = False
+        weakref.finalize(self, device.driver.drop, self.pointer).atexit = False
 
 
 def _silent(sentence: str) -> None:

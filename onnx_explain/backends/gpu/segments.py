@@ -41,7 +41,9 @@ Step = Segment | KernelStep
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps in order, the model's inputs and outputs, and the tensors that kernels take from the model itself."""
+    """The steps in order, the model's inputs and outputs, and the tensors that kernels take from the model itself, or that
+    are outputs as they are.
+    """
 
     steps: tuple[Step, ...]
     inputs: tuple[str, ...]
@@ -59,7 +61,9 @@ def cut(model: ir.Model) -> Steps:
     outputs = [v.name or "" for v in graph.outputs]
     readers = _readers(graph, levels)
     steps: list[Step] = []
-    constants: dict[str, ir.TensorProtocol] = {}
+    constants: dict[str, ir.TensorProtocol] = {
+        n: t for n in outputs if n in held and (t := held[n].const_value) is not None
+    }
     for level in sorted(set(levels.values())):
         nodes = [n for n in graph if levels[id(n)] == level]
         if level % 2:
