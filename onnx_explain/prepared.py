@@ -110,7 +110,7 @@ class Prepared:
         self._aim: Callable[[ir.Model], aiming.Aimed] | None = None
         self._aimed: dict[Hashable, aiming.Aimed] = {}
         self._targets: dict[Hashable, Prepared] = {}
-        if source.model.graph.opset_imports.get("", OLDEST) < OLDEST and backend == "onnx":
+        if source.model.graph.opset_imports.get("", OLDEST) < OLDEST and not self.exact:
             _runs(source.model)
         if not self.needs_shapes or self._shapes:
             self.canonical()  # a malformed model is refused here, not at the first call

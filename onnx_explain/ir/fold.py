@@ -44,7 +44,8 @@ def fold_constants(model: ir.Model, evaluate: Evaluate) -> ir.Model:
         kind = ir.TensorType(tensor.dtype)
         folded = ir.Value(name=tensor.name, shape=ir.Shape(array.shape), type=kind, const_value=tensor)
         graph.register_initializer(folded)
-        value.replace_all_uses_with(folded)
+        for user, index in tuple(value.uses()):  # an output of the graph stays one, and is read no more
+            user.replace_input_with(index, folded)
     RemoveUnusedNodesPass()(model)
     return model
 

@@ -5,10 +5,13 @@ stands in for the CUDA one; both work on the same (host) memory.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
@@ -36,14 +39,9 @@ class FakeGpu(FakeCuda):
         code = super().cuMemAlloc_v2(pointer, size)
         if code:
             return code
-        words = (size.value + 3) // 4
-        self.cuMemsetD32Async(pointer._obj, _Number(0x7FC00000), _Number(min(words, size.value // 4)), _Number(0))
+        words = (ctypes.c_uint32 * (size.value // 4)).from_address(pointer._obj.value)
+        np.frombuffer(words, np.uint32)[:] = 0x7FC00000
         return code
-
-
-class _Number:
-    def __init__(self, value: int) -> None:
-        self.value = value
 
 
 class RecordedKernels(Kernels):

@@ -99,7 +99,7 @@ def conv_geometry(node: Operation) -> dict[str, Any] | None:
     x, w, y = node.input(0), node.input(1), node.y
     kernel = dims(w)[2:]
     channels, filters = dims(x)[1], dims(y)[1]
-    if None in (channels, filters, *kernel):
+    if None in (*dims(x)[1:], *dims(y)[1:], *kernel):
         return None
     window = Window.of(node, [int(k or 0) for k in kernel], x=x, y=y)
     try:
@@ -127,7 +127,7 @@ def dense_geometry(node: Operation) -> dict[str, Any] | None:
 
     x, w = node.input(0), node.input(1)
     plain = node.op_type == "MatMul" or (node.integer("transA", 0) == 0 and node.number("alpha", 1.0) == 1.0)
-    if not plain or rank(x) < 2 or rank(w) != 2 or None in dims(w):
+    if not plain or rank(x) < 2 or rank(w) != 2 or None in (*dims(w), *dims(x)[1:]):
         return None
     inputs, outputs = (int(d or 0) for d in dims(w))
     if node.op_type == "Gemm" and node.integer("transB", 0):
@@ -147,7 +147,7 @@ def pool_geometry(node: Operation) -> dict[str, Any] | None:
     channels = dims(x)[1]
     whole = node.op_type.startswith("Global")
     kernel = [d or 0 for d in dims(x)[2:]] if whole else node.ints("kernel_shape") or []
-    if channels is None or not kernel:
+    if channels is None or None in (*dims(x)[2:], *dims(y)[1:]) or not kernel:
         return None
     window = Window.of(node, kernel, x=x, y=y)
     try:

@@ -53,7 +53,7 @@ def _gradient(layer: Layer) -> Sequence[Value]:
 def _share(layer: Layer) -> Sequence[Value] | None:
     """x'·L(w')ᵀ(r / D(a, ε)), shares one after the other into one result."""
     op, node, shares = layer.op, layer.node, layer.node.rule["shares"]
-    if not shares or any(_shape_of(share["terms"]) is None for share in shares):
+    if not shares or any(_shape_of(share["terms"]) is None for share in shares) or _bounds_of_rows(layer):
         return None
     made = [_one_share(layer, share) for share in shares]
     passes = [one if i == 0 else _added(one) for i, (one, _) in enumerate(made)]
@@ -65,6 +65,12 @@ def _share(layer: Layer) -> Sequence[Value] | None:
     left = lrp.unshared(op, node) if absorbed is not None else None
     absorbed = op.Add(absorbed, left) if absorbed is not None and left is not None else absorbed
     return [*outs, op.typed(absorbed, node.node.y)] if absorbed is not None else outs
+
+
+def _bounds_of_rows(layer: Layer) -> bool:
+    """Whether a box differs along what kernels take for one sample: each row of a dense layer is one of theirs."""
+    given = [np.size(layer.node.rule[k]) for k in ("low", "high") if layer.node.rule.get(k) is not None]
+    return layer.dense and rank(layer.x) > 2 and (not given or max(given) > 1)
 
 
 def _added(one: Pass) -> Pass:
@@ -184,7 +190,7 @@ def _relative_box(layer: Layer) -> Sequence[Value] | None:
     """RAP's first layer: zᴮ by each picture's own extremes, or by given bounds, without stabiliser."""
     op, node, x = layer.op, layer.node, layer.x
     low, high = node.rule["low"], node.rule["high"]
-    if (low is None) != (high is None):
+    if (low is None) != (high is None) or _bounds_of_rows(layer):
         return None
     where = op.ints(*range(1, rank(x)))
     bounds: list[Value] = []

@@ -26,6 +26,8 @@ def total(layer: Layer, share: Mapping[str, Any]) -> tuple[Value, Callable[[], V
     words = _words(layer, share)
     if words is None:
         free, whole, _ = lrp.denominator(op, node, layer.role, list(share["terms"]), layer.z, 0.0)
+        if all(t["x"] not in _SOURCES for t in share["terms"]):  # one sample's: kernels read one per sample
+            whole = op.Expand(whole, op.shape_of(node.node.y))
         whole.shape = node.node.y.shape
         return whole, free
     one = Pass(words.form, words.operands, words.weights)

@@ -67,9 +67,7 @@ class GpuRunner:
         self._say = say if say is not None else _silent
         self.steps: Steps = cut(lowered.model)
         self.outputs = list(self.steps.outputs)
-        self._ranks = {
-            v.name or "": len(v.shape) for n in lowered.model.graph for v in n.outputs if v.shape is not None
-        }
+        self._declared = {v.name or "": v for n in lowered.model.graph for v in n.outputs if v.shape is not None}
         self._takes = {v.name or "": v for v in lowered.model.graph.inputs}
         self._sessions: dict[int, DeviceSession] = {}
         self._light: dict[int, onnx.ModelProto] = {}
@@ -204,11 +202,15 @@ class GpuRunner:
         from onnx_explain_kernels.workspace import Need
 
         known = dict(inputs)
+        sizes = {s: d for n in inputs for s, d in zip(map(str, self._takes[n].shape or ()), inputs[n][0])}
         needs = [Need(n, _bytes(*known[n]), 0, self._last.get(n, 0)) for n in inputs]
         kernels: dict[int, _Found] = {}
         for i, step in enumerate(self.steps.steps):
             if isinstance(step, Segment):
                 made = _inferred(self._light[i], {n: known[n] for n in step.takes if n in known}, step.gives)
+                made |= _sized(
+                    {n: self._declared[n] for n in step.gives if n in self._declared and n not in made}, sizes
+                )
             else:
                 kernels[i] = self._kernels(step, known, planner)
                 made = self._results(step, known)
@@ -415,6 +417,16 @@ def _quotients_of(step: KernelStep) -> tuple[str, ...]:
         return step.gives[:1]
     form = step.call.launches[0].form
     return step.gives[:2] if form["end"] == "pair" else step.gives[:1]
+
+
+def _sized(values: Mapping[str, ir.Value], sizes: Mapping[str, int]) -> dict[str, _Sized]:
+    """Shapes and dtypes as declared, with the `sizes` that the inputs give their open dimensions; without those still open."""
+    found: dict[str, _Sized] = {}
+    for name, value in values.items():
+        shape = [d if isinstance(d, int) else sizes.get(str(d)) for d in value.shape or ()]
+        if value.dtype is not None and None not in shape:
+            found[name] = (tuple(d for d in shape if d is not None), np.dtype(value.dtype.numpy()))
+    return found
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
