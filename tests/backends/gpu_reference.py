@@ -19,7 +19,7 @@ from onnx_explain_kernels.driver import Driver
 from onnx_explain_kernels.forms import ConvForm, DenominatorForm, PoolForm
 from onnx_explain_kernels.geometry import Conv, Pool
 from onnx_explain_kernels.launch import Kernel, Kernels, memory_of
-from onnx_explain_kernels.plan import LAYOUTS, Layouts, Types
+from onnx_explain_kernels.plan import LAYOUTS, TYPES, Layouts, Types
 from onnx_explain_kernels.store import Store
 
 from onnx_explain.backends.gpu import Device
@@ -132,7 +132,7 @@ class ReferenceKernels(Kernels):
 
         return self._computed(super().shift(samples, rows), shaped, compute)
 
-    def apply(self, samples: int, length: int, *, types: Types = Types()) -> Any:
+    def apply(self, samples: int, length: int, *, types: Types = TYPES) -> Any:
         shaped = dict.fromkeys(("c", "out"), ((samples, length), "flat")) | {"delta": ((samples,), "flat")}
         return self._computed(
             super().apply(samples, length, types=types),

@@ -10,8 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-TESTS = Path(__file__).parents[1]
-sys.path.extend(str(folder) for folder in (TESTS, TESTS / "backends", TESTS / "kernels"))
+sys.path.extend(str(Path(__file__).parents[1] / name) for name in ("", "backends", "kernels"))
 
 from drawn_graphs import draw
 from gpu_reference import ReferenceKernels, reference_device
