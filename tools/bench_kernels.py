@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -54,8 +54,12 @@ from onnx_explain_kernels.store import Store, encode
 from onnx_explain_kernels.weights import pack
 
 sys.path.insert(0, str(Path(__file__).parent))
+if not hasattr(np, "row_stack"):  # NumPy 2.5 dropped the name, and numba-cuda 0.30 asks for it
+    np.row_stack = np.vstack  # type: ignore[attr-defined]
 
 import bench_methods
+
+from onnx_explain.errors import RuntimeMissing
 
 # the largest acceptable error of a precision, of the largest value
 TOLERANCES = {"ieee": 1e-5, "tf32x3": 1e-5, "tf32": 1e-3, "bf16": 1e-2, "fp16": 1e-3}
@@ -170,6 +174,7 @@ class Result:
     ceilings: dict[str, float] = field(default_factory=dict)
     timings: list[Timing] = field(default_factory=list)
     methods: list[bench_methods.MethodTiming] = field(default_factory=list)
+    agreements: list[bench_methods.Agreement] = field(default_factory=list)
     memory: str = ""
     remarks: list[str] = field(default_factory=list)
 
@@ -181,12 +186,15 @@ class Result:
 class Device:
     """Arrays on the device, freed together."""
 
+    # halves of words between 0.25 and 1, read as float32 or bfloat16: a device runs faster on constants than on data
+    noise = np.random.default_rng(0).integers(0x3E80, 0x3F80, 1 << 21, np.uint16)
+
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
 
     @contextmanager
     def arrays(self) -> Iterator[Callable[[Any], Memory]]:
-        """A function that puts an array (or so many bytes of a small constant) on the device, for as long as the block."""
+        """A function that puts an array (or so many bytes of small numbers) on the device, for as long as the block."""
         held: list[int] = []
 
         def put(content: Any) -> Memory:
@@ -194,7 +202,7 @@ class Device:
             pointer = self.driver.allocate(max(size, 4))
             held.append(pointer)
             if isinstance(content, int):
-                self.driver.fill(pointer, 0x3F000000, size // 4)  # 0.5 in float32, harmless in 16 bits
+                self._fill(pointer, size)
             else:
                 flat = np.ascontiguousarray(content)
                 self.driver.upload(pointer, address_of(flat), flat.nbytes)
@@ -205,6 +213,14 @@ class Device:
         finally:
             for pointer in held:
                 self.driver.free(pointer)
+
+    def _fill(self, pointer: int, size: int) -> None:
+        done = min(self.noise.nbytes, size)
+        self.driver.upload(pointer, address_of(self.noise), done)
+        while done < size:
+            more = min(done, size - done)
+            self.driver.copy(pointer + done, pointer, more)
+            done += more
 
     def get(self, memory: Memory, shape: tuple[int, ...]) -> np.ndarray:
         array = np.empty(shape, np.float32)
@@ -339,6 +355,9 @@ def check(
         if not found[-1].good:
             entry = found[-1]
             say(f"WRONG {entry.kernel} {entry.shape} {entry.precision}: {entry.problem or f'error {entry.error:.1e}'}")
+        if kernels.driver.lost:
+            say("The device takes nothing more from this process: run again with --skip and the form that has done it.")
+            break
     say(
         f"{len(found)} comparisons with the oracle, {sum(not c.good for c in found)} failed, {skipped} left out for time"
     )
@@ -346,7 +365,11 @@ def check(
 
 
 def wanted(name: str, only: Sequence[str]) -> bool:
-    return not only or any(word in name for word in only)
+    """Whether a name has one of the words; one that begins with ``!`` it must not have."""
+    asked = [word for word in only if not word.startswith("!")]
+    return not any(word[1:] in name for word in only if word not in asked) and (
+        not asked or any(word in name for word in asked)
+    )
 
 
 # ------------------------------------------------------------------------------------------- 2. ceilings
@@ -374,6 +397,8 @@ class Cublas:
         for folder in sys.path:
             names += [str(p) for p in Path(folder or ".").glob("nvidia/*/lib/libcublas.so.*")]
         for name in names:
+            with suppress(OSError):  # cuBLAS is linked with its other half, which lies beside it
+                ctypes.CDLL(name.replace("libcublas", "libcublasLt"))
             with suppress(OSError):
                 return ctypes.CDLL(name)
         raise DeviceError("cuBLAS is not installed: the fraction of the matrix rate is left out.")
@@ -405,13 +430,17 @@ class Ceilings:
     cublas: Cublas | None = None
     _kept: dict[str, list[Memory]] = field(default_factory=dict)
 
-    def bandwidth(self) -> float:
-        """TB/s of a copy on the device, bytes read and written."""
+    def busy(self) -> None:
+        """Half a millisecond's copy: time to put what is timed on the stream, and nothing of it is left in the cache."""
         if "copy" not in self._kept:
             self._kept["copy"] = [self.put(self.size**2 * 16), self.put(self.size**2 * 16)]
         to, source = self._kept["copy"]
-        took = self.driver.milliseconds(lambda: self.driver.copy(to.pointer, source.pointer, source.size))
-        return 2 * source.size / took / 1e9
+        self.driver.copy(to.pointer, source.pointer, source.size)
+
+    def bandwidth(self) -> float:
+        """TB/s of a copy on the device, bytes read and written."""
+        took = self.driver.milliseconds(self.busy, ahead=self.busy)
+        return 2 * self.size**2 * 16 / took / 1e9
 
     def matrix_rate(self, precision: str) -> float | None:
         """TFLOP/s of a square product, None without cuBLAS; tf32x3 is held against ieee."""
@@ -419,9 +448,10 @@ class Ceilings:
             return None
         if precision not in self._kept:
             self._kept[precision] = [self.put(self.size**2 * 4) for _ in range(3)]
+            self.matrix_rate(precision)  # the first product loads its code
         a, b, c = (m.pointer for m in self._kept[precision])
         cublas = self.cublas
-        took = self.driver.milliseconds(lambda: cublas.multiply(a, b, c, self.size, precision))
+        took = self.driver.milliseconds(lambda: cublas.multiply(a, b, c, self.size, precision), ahead=self.busy)
         return 2 * self.size**3 / took / 1e9
 
 
@@ -429,15 +459,15 @@ class Ceilings:
 
 
 def time_kernel(
-    kernel: Kernel, tensors: Mapping[str, Memory], work: float, ceiling: Callable[[], float | None], rounds: int
+    kernel: Kernel, tensors: Mapping[str, Memory], work: float, ceilings: Ceilings, precision: str | None, rounds: int
 ) -> tuple[float, float, list[float]]:
-    """(median ms, work per ms in 1e12/s, fractions of the ceiling), ceiling and kernel in turn."""
+    """(median ms, work per ms in 1e12/s, fractions of the ceiling), ceiling and kernel in turn; no precision: bandwidth."""
     driver, took, fractions = kernel.driver, [], []
     for _ in range(3):
         kernel(tensors, epsilon=1e-6, below_epsilon=1e-6)
     for _ in range(rounds):
-        most = ceiling()
-        took.append(driver.milliseconds(lambda: kernel(tensors, epsilon=1e-6, below_epsilon=1e-6)))
+        most = ceilings.bandwidth() if precision is None else ceilings.matrix_rate(precision)
+        took.append(driver.milliseconds(lambda: kernel(tensors, epsilon=1e-6, below_epsilon=1e-6), ahead=ceilings.busy))
         if most:
             fractions.append(work / took[-1] / 1e9 / most)
     median = statistics.median(took)
@@ -492,10 +522,10 @@ def _timing(
             tensors = {k: put(-(-size // 4) * 4) for k, size in kernel.plan.needs.items()}
             if isinstance(job.geometry, Conv):
                 work, unit = float(kernel.plan.operations), "TFLOP/s"
-                found = time_kernel(kernel, tensors, work, lambda: ceilings.matrix_rate(label.precision), rounds)
+                found = time_kernel(kernel, tensors, work, ceilings, label.precision, rounds)
             else:
                 work, unit = float(sum(kernel.plan.needs.values())), "TB/s"
-                found = time_kernel(kernel, tensors, work, ceilings.bandwidth, rounds)
+                found = time_kernel(kernel, tensors, work, ceilings, None, rounds)
         took, rate, fractions = found
         known = (statistics.median(fractions), min(fractions), max(fractions)) if fractions else (None, None, None)
         done = replace(label, milliseconds=took, rate=rate, unit=unit)
@@ -518,34 +548,46 @@ def every_plan(arguments: argparse.Namespace, arch: int) -> Iterator[Plan]:
     for job in jobs:
         with suppress(KernelError):
             yield job.made(planner).plan
-    if arguments.only or arguments.check:
+    if not _whole(arguments) or arguments.check:
         return
-    for precision in arguments.timed:
-        pretended = bench_methods.Device(planner, 0, "cpu", 0, precision)
-        yield from bench_methods.plans(arguments.network, pretended, arch)
+    # what is compared alone is compiled beforehand only: on the device there would be no time for it
+    asked = [*arguments.timed, *(arguments.precision if arguments.prepare else ())]
+    pretended = [bench_methods.Pretended(planner, 0, "cpu", 0, p, arguments.dense) for p in dict.fromkeys(asked)]
+    yield from bench_methods.plans(arguments.network, pretended, arch, arguments.timed)
+
+
+def _whole(arguments: argparse.Namespace) -> bool:
+    """Whether whole methods are asked for: of all kernels, or all but those that are skipped."""
+    return all(word.startswith("!") for word in arguments.only)
 
 
 def compile_apart(
     plans: Iterable[Plan], known: Callable[[Plan], bool], keep: Callable[[Any], None], say: Callable[[str], None],
     late: Callable[[], bool] = lambda: False,
 ) -> int:  # fmt: skip
-    """Compile in as many processes as there are cores what is not known yet; what fails is told where it is used."""
-    found = {plan.specialisation.digest: plan.specialisation for plan in plans if not known(plan)}
-    if not found:
-        return 0
-    started, failed, done = time.monotonic(), 0, 0
+    """Compile in as many processes as there are cores what is not known yet, from the first plan on; what fails is told where it
+    is used. `late`: what has not begun is left out.
+    """
+    started, failed, done, waiting = time.monotonic(), 0, 0, dict[str, Any]()
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        waiting = [pool.submit(compile_kernel, spec) for spec in found.values()]
-        for one in as_completed(waiting):
+        for plan in plans:
+            digest = plan.specialisation.digest
+            if digest not in waiting and not known(plan):
+                waiting[digest] = pool.submit(compile_kernel, plan.specialisation)
+            if late():
+                break
+        for one in as_completed(waiting.values()):
             try:
                 keep(one.result())
                 done += 1
-            except KernelError:
+            except (KernelError, CancelledError):
                 failed += 1
             if late():
-                pool.shutdown(wait=False, cancel_futures=True)
-                break
-    say(f"{done} of {len(found)} kernels compiled in {time.monotonic() - started:.0f} s, {failed} failed")
+                for other in waiting.values():
+                    other.cancel()
+    if waiting:
+        took = time.monotonic() - started
+        say(f"{done} of {len(waiting)} kernels compiled in {took:.0f} s, {failed} failed or were left out for time")
     return failed
 
 
@@ -585,8 +627,10 @@ def claims(result: Result) -> list[str]:
         largest[entry.precision] = max(largest.get(entry.precision, 0.0), entry.error)
     shown = ", ".join(f"{k} {v:.1e} (≤ {TOLERANCES[k]:.0e})" for k, v in largest.items()) or "not measured"
     rows.append(("kernels against the float64 oracle, of the maximum", shown))
-    right = [m for m in result.methods if m.error > 0]
-    shown = ", ".join(f"{m.network} {m.method} {m.precision} {m.error:.1e}" for m in right) or "not measured"
+    right = [m for m in (*result.methods, *result.agreements) if m.error > 0]
+    shown = (
+        ", ".join(f"{m.network} {m.method} {m.precision} {_held(m.error, m.limit)}" for m in right) or "not measured"
+    )
     rows.append(("whole methods against the CPU backend, of the maximum", shown))
     for what, unit in (("convolutions of 64 channels and more", "TFLOP/s"), ("pools", "TB/s")):
         held = [t for t in result.timings if t.target is not None and t.fraction is not None and t.unit == unit]
@@ -607,6 +651,10 @@ def claims(result: Result) -> list[str]:
     rows.append(("device memory, multiple of the plain forward pass's", shown))
     rows.append(("a batch that does not fit", result.memory or "not measured"))
     return ["", "| claim | found |", "| --- | --- |", *(f"| {claim} | {found} |" for claim, found in rows)]
+
+
+def _held(error: float, limit: float) -> str:
+    return f"{error:.1e} ({'≤' if error <= limit else 'MISSED, >'} {limit:.0e})"
 
 
 def table(result: Result) -> str:
@@ -641,7 +689,8 @@ def machine(driver: Driver, words: Sequence[str]) -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
     }
     versions = [f"python {platform.python_version()}"]
-    for name in ("onnx-explain", "triton", "numba", "numba-cuda", "numpy"):
+    names = ("onnx-explain", "onnxruntime-gpu", "onnxruntime", "triton", "numba", "numba-cuda", "numpy")
+    for name in (*names, "torch", "captum", "zennit"):
         with suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name} {importlib.metadata.version(name)}")
     found["versions"] = ", ".join(versions)
@@ -663,17 +712,32 @@ def bench(
         if not sentence.startswith("|"):
             result.remarks.append(sentence)
 
-    if measured:
+    if measured and not arguments.kernels:
         plans = every_plan(arguments, kernels.arch)
         compile_apart(plans, kernels.known, kernels.adopt, say, lambda: clock.late(0.4))
     jobs = check_jobs(arguments.only, arguments.precision, few=few)
     result.checks = check(kernels, jobs, say, lambda: clock.late(0.55))
-    if result.failed or arguments.check:
+    written(result, arguments)
+    if arguments.check or kernels.driver.lost:
         return result
-    if not arguments.only:
+    if _whole(arguments) and arguments.network:
         _methods(kernels, arguments, result, clock, measured, peer_of, say)
+        written(result, arguments)
+    if kernels.driver.lost:
+        say("The device takes nothing more from this process: kernels are not timed.")
+        return result
     if not measured:
         kernels.driver.library.runs = None  # what would be timed is recorded alone
+    _kernels(kernels, arguments, result, clock, cublas, say)
+    return result
+
+
+def _kernels(
+    kernels: Kernels, arguments: argparse.Namespace, result: Result, clock: Clock, cublas: Any,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Each kernel that is right in turn with its ceiling."""
+    wrong = {check.kernel for check in result.failed}
     with Device(kernels.driver).arrays() as put:
         try:
             product: Cublas | None = Cublas(cublas)
@@ -686,26 +750,50 @@ def bench(
             rates = [ceilings.matrix_rate(precision) for _ in range(5)]
             if rates[0] is not None:
                 result.ceilings[f"cuBLAS {precision}, TFLOP/s"] = statistics.median(r for r in rates if r is not None)
-        todo = time_jobs(arguments.only, arguments.timed, arguments.samples, few=few)
-        result.timings = list(timed(kernels, ceilings, todo, arguments.rounds, say, clock.late))
-    return result
+        todo = time_jobs(arguments.only, arguments.timed, arguments.samples, few=bool(arguments.all))
+        right = (job for job in todo if job.use not in wrong)
+        for timing in timed(kernels, ceilings, right, arguments.rounds, say, clock.late):
+            result.timings.append(timing)
 
 
 def _methods(
     kernels: Kernels, arguments: argparse.Namespace, result: Result, clock: Clock, measured: bool, peer_of: Any,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
+    """Whole methods: timed, then a batch that does not fit, then compared in the other precisions."""
     choices = {"dense": arguments.dense, "graphs": arguments.graphs}
-    if peer_of is None and measured:
-        peer_of = bench_methods.peers(say)
+    try:
+        devices = {
+            precision: bench_methods.opened(kernels, precision, measured=measured, **choices)
+            for precision in dict.fromkeys([*arguments.timed, *arguments.precision])
+        }
+    except RuntimeMissing as error:
+        say(f"Whole methods are left out. {error}")
+        return
     for precision in arguments.timed:
-        device = bench_methods.opened(kernels, precision, measured=measured, **choices)
-        options: dict[str, Any] = {"peer_of": peer_of, "late": lambda: clock.late(0.85)}
-        for found in bench_methods.timed(device, arguments.network, arguments.rounds, TOLERANCES[precision], **options):
+        peers = peer_of
+        if peers is None and measured:
+            peers = bench_methods.peers(say, rounded=precision not in ("ieee", "tf32x3"))
+        options: dict[str, Any] = {"peer_of": peers, "late": lambda: clock.late(0.75)}
+        limit, timed_on = TOLERANCES[precision], devices.pop(precision)
+        for found in bench_methods.timed(timed_on, arguments.network, arguments.rounds, limit, **options):
             print(bench_methods.row(found), flush=True)
             result.methods.append(found)
-    if arguments.network and not clock.late(0.85):
-        result.memory = bench_methods.halved(device, arguments.network[0])
+            written(result, arguments)
+    if not clock.late(0.8):
+        result.memory = bench_methods.halved(timed_on, arguments.network[-1])
+    for one in bench_methods.compared(devices, arguments.network, TOLERANCES, lambda: clock.late(0.85)):
+        result.agreements.append(one)
+
+
+def written(result: Result, arguments: argparse.Namespace) -> None:
+    """The page and its figures as far as they are known: a run that is ended leaves what it has found."""
+    if not arguments.out:
+        return
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.with_suffix(".md").write_text(table(result), encoding="utf-8")
+    text = json.dumps({**asdict(result), "failed": len(result.failed)}, indent=1)
+    arguments.out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -719,6 +807,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", metavar="WORD", default=[], help="layer/form names that contain one of these"
     )
+    parser.add_argument("--skip", nargs="+", metavar="WORD", default=[], help="not those that contain one of these")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--samples", type=int, default=catalogue.SAMPLES, help="batch size of the sample layers")
     parser.add_argument("--matrix", type=int, default=8192, help="size of the product that sets the ceiling")
@@ -733,6 +822,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prepare", type=int, metavar="ARCH", help="compile into --kernels, e.g. for 90; no device")
     parser.add_argument("--stand-in", action="store_true", help="the tests' recorded driver instead of a device")
     arguments = parser.parse_args(words)
+    arguments.only = [*arguments.only, *(f"!{word}" for word in arguments.skip)]
     if arguments.all and arguments.budget is None:
         arguments.budget = 510.0
     if arguments.prepare is not None and arguments.kernels is None:
@@ -770,11 +860,7 @@ def main(
         if kernels.store.refused:
             print(f"Compiled kernels are not kept: {kernels.store.refused}.")
         result = bench(kernels, arguments, words, measured=measured, cublas=cublas, peer_of=peer_of)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.with_suffix(".md").write_text(table(result), encoding="utf-8")
-        text = json.dumps({**asdict(result), "failed": len(result.failed)}, indent=1)
-        arguments.out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    written(result, arguments)
     print(table(result))
     return 1 if result.failed else 0
 

@@ -138,6 +138,13 @@ def torch_network(name: str, plain: Path) -> nn.Module:
 Attribute = Callable[[Tensor, Tensor], "tuple[Tensor, float]"]  # picture, targets → map, milliseconds
 
 
+def moment(x: Tensor) -> float:
+    """Seconds, once the device of x is done."""
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def captum_method(name: str, **options: Any) -> Callable[[nn.Module], Attribute]:
     """An attribution of `captum.attr` by its class name."""
 
@@ -146,9 +153,9 @@ def captum_method(name: str, **options: Any) -> Callable[[nn.Module], Attribute]
 
         def attribute(x: Tensor, target: Tensor) -> tuple[Tensor, float]:
             x = x.clone().requires_grad_()
-            start = time.perf_counter()
+            start = moment(x)
             result: Tensor = method.attribute(x, target=target, **options)
-            return result.detach(), (time.perf_counter() - start) * 1e3
+            return result.detach(), (moment(x) - start) * 1e3
 
         return attribute
 
@@ -201,9 +208,9 @@ def zennit_composite(name: str, box: bool = False) -> Callable[[nn.Module], Attr
                 return logits * nn.functional.one_hot(target, logits.shape[1])
 
             with attribution.Gradient(model=network, composite=composite, attr_output=seed) as attributor:
-                start = time.perf_counter()
+                start = moment(x)
                 _, relevance = attributor(x)
-                return relevance.detach(), (time.perf_counter() - start) * 1e3
+                return relevance.detach(), (moment(x) - start) * 1e3
 
         return attribute
 

@@ -52,6 +52,7 @@ class Driver:
 
         """
         self.library = library if library is not None else load_library()
+        self.lost = False  # whether an error has ended what this process can do on the device
         self.call("cuInit", 0)
         self._device = ct.c_int()
         self.call("cuDeviceGet", ct.byref(self._device), device)
@@ -71,6 +72,7 @@ class Driver:
             raise DeviceError(f"The NVIDIA driver has no {name}: it is too old.")
         code = function(*arguments)
         if code:
+            self.lost = self.lost or code in _STICKY
             raise DeviceError(f"{name} failed: {self._said(code)} (CUDA error {code}){_advice(code)}.", code)
 
     def _said(self, code: int) -> str:

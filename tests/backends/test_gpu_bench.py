@@ -66,7 +66,7 @@ def test_methods_are_compared_then_timed(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.peer_gain is not None
     assert (other.peer, other.peer_gain) == (None, None)
     assert found.workspace > 0
-    planned = {p.specialisation.digest for p in bench_methods.plans(["vgg16:2:6"], device, 90)}
+    planned = {p.specialisation.digest for p in bench_methods.plans(["vgg16:2:6"], [device], 90, ["ieee"])}
     assert {p.specialisation.digest for p in device.kernels.plans} == planned, (
         "what is compiled beforehand is what runs"
     )
@@ -77,6 +77,43 @@ def test_methods_are_compared_then_timed(tmp_path: Path, monkeypatch: pytest.Mon
     assert wrong.kernels == 0
     late = next(bench_methods.timed(device, ["vgg16:2:6"], 1, 1e-5, late=lambda: True))
     assert "no time was left" in bench_methods.row(late)
+
+
+def test_a_method_beyond_its_error_is_timed_and_marked(tmp_path: Path) -> None:
+    _, device = stand_in(tmp_path, precision="tf32")
+    found = next(bench_methods.timed(device, ["vgg16:2:6"], 1, 1e-9, peer_of=lambda *_: ("A peer", lambda: 2.5)))
+    assert found.ratio > 0
+    assert found.peer == 2.5, "the peer's own clock"
+    assert "(> 1e-09, MISSED)" in bench_methods.row(found)
+
+
+def test_the_other_precisions_are_compared_where_their_kernels_are_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, device = stand_in(tmp_path)
+    devices = {"ieee": device}
+    words: list[Any] = [devices, ["vgg16:2:6"], {"ieee": 1e-5}, lambda: False]
+    assert list(bench_methods.compared(*words)) == [], "nothing is compiled"
+    monkeypatch.setattr(device.kernels, "known", lambda plan: True)
+    (one,) = bench_methods.compared(*words)
+    assert (one.network, one.method, one.precision) == ("vgg16", "lrp-epsilon", "ieee")
+    assert 0 < one.error <= 1e-5
+    result = bench_kernels.Result({}, False, agreements=[one])
+    assert "vgg16 lrp-epsilon ieee" in bench_kernels.table(result)
+    assert list(bench_methods.compared(*words[:-1], lambda: True)) == []
+
+
+def test_a_peer_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="torch (extra [dev]) is not installed")
+    import compare_peers
+
+    monkeypatch.setattr(compare_peers, "torch_network", lambda *_: compare_peers.nn.Identity())
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    said: list[str] = []
+    peer_of = bench_methods.peers(said.append, where="cpu")
+    assert peer_of is not None
+    assert peer_of("vgg16", "gradient", tiny("vgg16"), np.zeros((1, 3, 6, 6), np.float32)) is None
+    assert said[0].startswith("Captum Saliency cannot explain vgg16: ModuleNotFoundError")
 
 
 def test_a_batch_that_does_not_fit_gives_the_sentence(tmp_path: Path) -> None:

@@ -11,12 +11,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_cuda import FakeCuda, Launch, fake_compile, specialisation_of
+from onnx_explain_kernels import forms
 from onnx_explain_kernels.driver import Driver
 from onnx_explain_kernels.errors import CompilerMissing, DeviceError
+from onnx_explain_kernels.geometry import Conv
 from onnx_explain_kernels.launch import Kernels
-from onnx_explain_kernels.plan import Plan
+from onnx_explain_kernels.plan import Plan, plan_conv
 from onnx_explain_kernels.store import Store
 
 
@@ -148,7 +151,7 @@ def test_each_kernel_is_timed_between_measurements_of_its_ceiling(
         assert timing["problem"] == ""
         assert timing["milliseconds"] == 0.5
         assert timing["low"] <= timing["fraction"] <= timing["high"]
-    assert cublas.products.count((64, 14, 68)) == cublas.products.count((64, 0, 77)) == 5 + 2 * 4
+    assert cublas.products.count((64, 14, 68)) == cublas.products.count((64, 0, 77)) == 1 + 5 + 2 * 4
     assert len(fake.launches) == len(found["timings"]) * (3 + 4)
     assert fake.memory == {}, "everything is given back"
     page = (tmp_path / "kernels.md").read_text()
@@ -258,3 +261,87 @@ def test_one_command_fits_nine_minutes_and_covers_the_methods_forms(bench: Modul
     checked = list(bench.check_jobs([], arguments.precision, few=True))
     assert {job.shape for job in checked} == {*bench.CHECKED, *bench.CHECKED_POOLS}
     assert {job.precision for job in checked} == {"tf32", "ieee", "bf16"}
+
+
+def test_what_is_wrong_is_not_timed_and_the_rest_is(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = bench.Check("chain", "3x3", "tf32", 1.0, 1e-3)
+    monkeypatch.setattr(bench, "check", lambda *_: [wrong])
+    _, kernels = opened(tmp_path, runs=False)
+    words = ["--only", "resnet_5_3x3/", "--skip", "twin", "--rounds", "1", "--samples", "1", "--matrix", "64"]
+    assert bench.main([*words, "--out", str(tmp_path / "k")], kernels=kernels, cublas=FakeCublas()) == 1
+    timed = {t["kernel"] for t in json.loads((tmp_path / "k.json").read_text())["timings"]}
+    assert "gradient_chain" in timed
+    assert "chain" not in timed
+
+
+def test_a_lost_device_ends_the_run_and_leaves_the_page(
+    bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake, kernels = opened(tmp_path, runs=False)
+    fake.fails = "cuLaunchKernel"
+    words = ["--only", "1x1/", "--precision", "ieee", "--out", str(tmp_path / "k")]
+    assert bench.main(words, kernels=kernels) == 1
+    found = json.loads((tmp_path / "k.json").read_text())
+    assert len(found["checks"]) == 1
+    assert "an illegal memory access" in found["checks"][0]["problem"]
+    assert "--skip" in capsys.readouterr().out
+
+
+def test_a_run_that_is_ended_leaves_what_it_has_found(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "check", lambda *_: [bench.Check("chain", "3x3", "tf32", 1e-4, 1e-3)])
+    monkeypatch.setattr(bench.bench_methods, "timed", killed)
+    monkeypatch.setattr(bench, "every_plan", lambda *_: [])
+    _, kernels = opened(tmp_path, runs=False)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(["--all", "--out", str(tmp_path / "k")], kernels=kernels)
+    assert "tf32 1.0e-04 (≤ 1e-03)" in (tmp_path / "k.md").read_text()
+
+
+def test_without_the_cuda_provider_methods_are_left_out_and_said(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    _, kernels = opened(tmp_path, runs=False)
+    result = bench.Result({}, True)
+    monkeypatch.setattr(
+        bench.bench_methods.plain.runtime(), "get_available_providers", lambda: ["CPUExecutionProvider"]
+    )
+    bench._methods(kernels, bench.parsed(["--all"]), result, bench.Clock(None), True, None, said.append)
+    assert len(said) == 1
+    assert "Whole methods are left out. The installed ONNX Runtime has no CUDA provider" in said[0]
+
+
+def test_the_clock_starts_when_the_device_is_busy_with_data(bench: ModuleType, tmp_path: Path) -> None:
+    fake, kernels = opened(tmp_path, runs=False)
+    with bench.Device(kernels.driver).arrays() as put:
+        ceilings = bench.Ceilings(kernels.driver, put, 64, None)
+        ceilings.busy()
+        fake.calls.clear()
+        ceilings.bandwidth()
+        asked = [c for c in fake.calls if c in ("cuMemcpyDtoDAsync_v2", "cuEventRecord")]
+        assert asked == ["cuMemcpyDtoDAsync_v2", "cuEventRecord", "cuMemcpyDtoDAsync_v2", "cuEventRecord"]
+        size = bench.Device.noise.nbytes * 2 + 12
+        found = bench.Device(kernels.driver).get(put(size), (size // 4,))
+        assert 0.25 <= found.min() < found.max() < 1
+        assert len(np.unique(found[-1000:])) > 100
+
+
+def test_kernels_are_compiled_while_further_plans_are_made(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(bench, "compile_kernel", fake_compile)
+    plans = [plan_conv(Conv.of(1, 3, 4, (5, n), (1, 1)), forms.CHAIN, arch=90) for n in (4, 5, 6, 4)]
+    kept: list[Any] = []
+    said: list[str] = []
+    assert bench.compile_apart(iter(plans), lambda plan: plan is plans[1], kept.append, said.append) == 0
+    assert [binary.specialisation for binary in kept] == [plans[0].specialisation, plans[2].specialisation]
+    assert said[0].startswith("2 of 2 kernels compiled")
+    kept.clear()
+    bench.compile_apart(iter(plans), lambda plan: False, kept.append, said.append, lambda: True)
+    assert len(kept) == 1, "what is planned too late is not begun"
