@@ -17,6 +17,7 @@ A user's fault never raises anything else; the command line prints the message a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -58,12 +59,24 @@ class VerificationError(ExplainError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"``, or the known names where none is close, or ``""`` where there are none."""
+    """Return ``" Did you mean 'x'?"``, or the known names where none is close, or ``""`` where there are none.
+
+    Case and separators do not count; initials stand for a name (``IG``: integrated-gradients).
+    """
     names = [n for n in known if isinstance(n, str)]
-    close = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    folded = {_folded(n): n for n in reversed(names)}
+    initials = {"".join(word[0] for word in re.findall(r"[^\W_]+", n.casefold())): n for n in reversed(names)}
+    asked = _folded(str(name))
+    close = [folded[c] for c in get_close_matches(asked, folded, n=1, cutoff=0.5)]
+    if asked not in folded and len(asked) > 1 and asked in initials:
+        close = [initials[asked]]
     if close:
         return f" Did you mean {close[0]!r}?"
     if not names:
         return ""
     shown = ", ".join(repr(n) for n in names[:12])
     return f" Known: {shown}{', …' if len(names) > 12 else ''}."
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.casefold()) or name

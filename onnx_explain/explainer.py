@@ -47,7 +47,7 @@ from onnx_explain.methods.perturbation import Perturbation
 from onnx_explain.path import channel_axis, explained_tensor, slides, wrt_inputs
 from onnx_explain.prepared import Array, Backend, Outcome, Prepared, Spot, foreseen
 from onnx_explain.relevance import Options, RelevanceGraph, Request, Row, build, build_several, plan, vector_jacobian
-from onnx_explain.target import parse
+from onnx_explain.target import Parsed, parse
 
 
 class _Explains:
@@ -71,7 +71,8 @@ class _Explains:
         backend: Backend | None = None,
         input_shapes: Shapes | None = None,
     ) -> None:
-        self._ways = [way_of(m, seed) for m in methods]
+        self._given = {name: value for name, value in locals().items() if name != "self"}
+        self._ways = [way_of(m, seed) for m in ([methods] if isinstance(methods, str) else methods)]
         if not self._ways:
             raise MethodError("No method was given; `onnx-explain methods` lists them.")
         check_settings(seed, device, backend, batch_size, threads, input_shapes)
@@ -92,6 +93,17 @@ class _Explains:
         self._prepared.notes += [] if note is None else [note]
         if explained is not None and not self._prepared.needs_shapes:
             wrt_inputs(self._prepared.canonical(), explained)
+
+    def __repr__(self) -> str:
+        """The class, the model, its inputs and the methods."""
+        source = self._prepared.source.path or "the given model"
+        inputs = ", ".join(f"{name!r}: {takes.dtype} {takes}" for name, takes in self._prepared.takes.items())
+        methods = ", ".join(way.name for way in self._ways)
+        return f"<{type(self).__name__} of {source} by {methods}; inputs {{{inputs}}}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process: made anew of what this was made of; sessions and graphs stay behind."""
+        return _anew, (type(self), self._given)
 
     @property
     def model(self) -> ir.Model:
@@ -234,6 +246,12 @@ class _Explains:
         )
 
 
+def _anew(kind: type[_Explains], given: Mapping[str, Any]) -> _Explains:
+    made = kind.__new__(kind)
+    _Explains.__init__(made, **given)
+    return made
+
+
 class Explainers(_Explains):
     """Explains a model by several methods over one forward pass, as often as called.
 
@@ -252,10 +270,11 @@ class Explainers(_Explains):
     def __call__(self, x: Array | Mapping[str, Array], targets: Sequence[Any] = (None,)) -> list[list[Explanation]]:
         """Explain a batch: one list per target, in it one explanation per method.
 
-        x: as of `Explainer`. targets: each as `Explainer` takes one. `seconds` of an explanation that shared its run with
-        others is its share of it.
+        x: as of `Explainer`. targets: each as `Explainer` takes one; a lone one is a list of one. `seconds` of an
+        explanation that shared its run with others is its share of it.
         """
-        return self._all(x, targets)
+        lone = targets is None or isinstance(targets, (str, int, np.integer, Parsed))
+        return self._all(x, [targets] if lone else list(targets))
 
 
 class Explainer(_Explains):
@@ -315,8 +334,20 @@ class Explainer(_Explains):
             backend=backend,
             input_shapes=input_shapes,
         )
-        self._way = self._ways[0]
-        self.method, self.options = self._way.name, dict(options)
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self._way.name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options given to the method."""
+        return dict(self._way.options)
+
+    @property
+    def _way(self) -> Way:
+        return self._ways[0]
 
     def __call__(self, x: Array | Mapping[str, Array], target: Any = None) -> Explanation:
         """Explain a batch.
@@ -453,7 +484,7 @@ class Explainer(_Explains):
         return place
 
 
-def build_vjp(model: Source, wrt: Sequence[str] | None = None, outputs: Sequence[str] | None = None) -> onnx.ModelProto:
+def build_vjp(model: Source, wrt: Names | None = None, outputs: Names | None = None) -> onnx.ModelProto:
     """A plain ONNX model of the vector-Jacobian product: what autograd calls `backward`, without a framework.
 
     Inputs: the model's, then one ``<output>_cotangent`` per name in `outputs` (default: all float outputs), of that
@@ -465,8 +496,8 @@ def build_vjp(model: Source, wrt: Sequence[str] | None = None, outputs: Sequence
         canonical = canonicalize(source.model)
     names = [v.name or "" for v in canonical.graph.outputs if v.dtype is not None and v.dtype.is_floating_point()]
     gradient = composite_of(resolve("gradient").procedure({}))
-    chosen = wrt_inputs(canonical, wrt)
-    wanted = list(names if outputs is None else outputs)
+    chosen = wrt_inputs(canonical, None if wrt is None else names_of("wrt", wrt))
+    wanted = list(names if outputs is None else names_of("outputs", outputs))
     if not chosen or not wanted:
         raise InputError(
             "build_vjp needs at least one input in `wrt` and one output in `outputs`; leave them out for all."

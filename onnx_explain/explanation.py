@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = npt.NDArray[Any]
+_LONGEST_NAME = 60_000  # bytes; a zip archive counts them in 16 bits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Target:
     """What was explained: element `index[n]` of sample n of `tensor` (the logits behind a Softmax, where there is one).
 
@@ -45,7 +46,7 @@ class Target:
         return self.expression or f"{self.tensor}[{int(self.index[sample])}]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
     """The relevance of one batch.
 
@@ -86,6 +87,13 @@ class Explanation:
         """The number of samples."""
         return len(self.target.index)
 
+    def __repr__(self) -> str:
+        """What was explained how, and the shapes; not the numbers."""
+        told = [f"{self.target.told(i)} = {self.target.score[i]:.4g}" for i in range(min(len(self), 3))]
+        more = f", … of {len(self)} samples" if len(self) > 3 else ""
+        shapes = ", ".join(f"{n!r}: {r.dtype} {list(r.shape)}" for n, r in self.relevance.items())
+        return f"<Explanation by {self.method} of {', '.join(told)}{more}; relevance {{{shapes}}}>"
+
     @property
     def drawn(self) -> dict[str, Array]:
         """The relevance of every input that has some: of floats as it is, of integers per entry.
@@ -113,59 +121,52 @@ class Explanation:
 
     def plot(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         *,
         sample: int = 0,
         input: str | None = None,  # noqa: A002
-        picture: npt.NDArray[np.uint8] | None = None,
-        names: Sequence[str] | None = None,
-        title: str | None = None,
-        dark: bool = False,
-        rate: float | None = None,
-    ) -> None:
-        """Draw one sample into a .png, .svg or .pdf file: a picture beside its heat map, a signal's line, a row's bars.
-
-        picture: uint8 [h, w, 3], shown in place of the input's own values. names: of features or channels. title: by
-        default the method and the explained element. rate: a signal's samples per second. Ids [N, T] without names are
-        drawn as a bar per position.
-
-        Raises InputError: no such sample or input, or an input of a rank that cannot be drawn. OutputError: no place.
-        """
-        from onnx_explain import render
-
-        figure = self.figure(
-            sample=sample, input=input, picture=picture, names=names, title=title, dark=dark, rate=rate
-        )
-        render.save_figure(figure, Path(path))
-
-    def figure(
-        self,
-        *,
-        sample: int = 0,
-        input: str | None = None,  # noqa: A002
-        picture: npt.NDArray[np.uint8] | None = None,
+        picture: npt.ArrayLike | None = None,
         names: Sequence[str] | None = None,
         title: str | None = None,
         dark: bool = False,
         rate: float | None = None,
     ) -> Figure:
-        """As `plot`, as a figure of matplotlib."""
+        """Draw one sample as a figure of matplotlib: a picture beside its heat map, a signal's line, a row's bars.
+
+        path: the .png, .svg or .pdf file to write it to. picture: uint8 [h, w, 3], shown in place of the input's own values.
+        names: of features or channels. title: by default the method and the explained element. rate: a signal's samples
+        per second. Ids [N, T] without names are drawn as a bar per position.
+
+        Raises InputError: no such sample or input, or an input of a rank that cannot be drawn. OutputError: no place.
+        """
         from onnx_explain import render
 
         name = self._input(input)
         if not 0 <= sample < len(self):
             raise InputError(f"There is no sample {sample}: the explanation holds {len(self)}.")
         told = self.names.get(name) if names is None else names
-        return render.figure_of(
+        figure = render.figure_of(
             self.inputs[name][sample : sample + 1],
             self.of(name)[sample : sample + 1],
             layout=self.layout(name, named=bool(told)),
-            picture=picture,
+            picture=None if picture is None else np.asarray(picture),
             names=told,
             title=title or f"{self.method}: {self.target.told(sample)}",
             dark=dark,
             rate=rate,
         )
+        if path is not None:
+            render.save_figure(figure, Path(path))
+        return figure
+
+    def _repr_png_(self) -> bytes | None:
+        """The first sample's figure, as notebooks show it; None of a rank that cannot be drawn."""
+        from onnx_explain import render
+
+        try:
+            return render.png_of(self.plot())
+        except InputError:
+            return None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write arrays and figures as ``.npz`` or ``.safetensors`` by suffix, whole or not at all."""
@@ -174,6 +175,11 @@ class Explanation:
         notes = json.dumps(self.summary())
         if target.suffix not in (".npz", ".safetensors"):
             raise OutputError(f"{target}: unknown suffix {target.suffix!r}; use .npz or .safetensors.")
+        long = next((name for name in arrays if len(name.encode()) > _LONGEST_NAME), None)
+        if long is not None:
+            raise OutputError(
+                f"{target}: the name {long[:40]!r}… of a tensor has {len(long)} characters, more than a file can hold."
+            )
         with draft(target) as whole:
             if target.suffix == ".safetensors":
                 from safetensors.numpy import save_file

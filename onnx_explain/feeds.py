@@ -119,12 +119,15 @@ def _fits(wanted: tuple[int | None, ...], given: tuple[int, ...]) -> bool:
 
 def _turned(shape: tuple[int | None, ...], x: Array) -> str:
     """The hint that another layout would fit, where it does."""
-    if x.ndim != len(shape) or x.ndim < 4:
+    batched = x.ndim == len(shape)
+    if len(shape) < 4 or x.ndim not in (len(shape), len(shape) - 1):
         return ""
-    last, first = [0, x.ndim - 1, *range(1, x.ndim - 1)], [0, *range(2, x.ndim), 1]
-    for name, perm in (("channels last (NHWC)", last), ("channels first (NCHW)", first)):
-        if _fits(shape[1:], tuple(x.shape[p] for p in perm[1:])):
-            return f" The array has its {name}: x.transpose({', '.join(map(str, perm))})."
+    rank = x.ndim - batched  # of one sample
+    last, first = [rank - 1, *range(rank - 1)], [*range(1, rank), 0]
+    for name, perm in (("channels last", last), ("channels first", first)):
+        if _fits(shape[1:], tuple(x.shape[batched + p] for p in perm)):
+            turned = ", ".join(map(str, [0, *(p + 1 for p in perm)] if batched else perm))
+            return f" The array has its {name}: x.transpose({turned}){'' if batched else '[None]'}."
     return ""
 
 

@@ -36,13 +36,15 @@ def explained_tensor(model: ir.Model, output: str | None, *, logits: bool = True
             )
     else:
         inner = {v.name or "": v for node in model.graph for v in node.outputs}
-        found = named.get(output) or inner.get(output)
-        if found is None:
+        value = named.get(output) or inner.get(output)
+        if value is None:
             raise TargetError(f"The model has no output {output!r}.{suggest(output, named)}")
-        value = found
     if not is_float(value):
         raise TargetError(f"Output {value.name!r} holds {value.dtype}, not floats; name a float output to explain.")
-    return behind_head(value) if logits else value
+    found = behind_head(value) if logits else value
+    if 0 in tuple(found.shape or ()):
+        raise TargetError(f"Tensor {found.name!r} has no element, so there is nothing to explain; name another output.")
+    return found
 
 
 def behind_head(value: Value) -> Value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from onnx_explain import (
     METHODS,
     Composite,
     Explainer,
+    Explainers,
     Explanation,
     InputError,
     MethodError,
@@ -67,6 +69,47 @@ def test_a_result_cannot_be_changed_by_assignment() -> None:
     e = Explainer(residual_cnn(), "gradient", threads=1)(X[:1])
     with pytest.raises(dataclasses.FrozenInstanceError):
         e.method = "rap"  # type: ignore[misc]
+
+
+def test_an_explainer_tells_what_it_explains() -> None:
+    told = repr(Explainer(residual_cnn(), "gradient"))
+    assert told == "<Explainer of the given model by gradient; inputs {'picture': float32 [N, 3, 16, 16]}>"
+
+
+def test_an_explainer_goes_to_another_process_and_explains_alike() -> None:
+    explainer = Explainer(residual_cnn(), "lrp-gamma", gamma=0.5, threads=1)
+    other = pickle.loads(pickle.dumps(explainer))
+    assert (other.method, other.options) == ("lrp-gamma", {"gamma": 0.5})
+    close(other(X[:1]).relevance["picture"], explainer(X[:1]).relevance["picture"], 0.0)
+
+
+def test_a_lone_method_target_or_name_is_a_list_of_one() -> None:
+    explainers = Explainers(residual_cnn(), "gradient", threads=1)
+    [[e]] = explainers(X[:1], 2)
+    assert (explainers.methods, int(e.target.index[0])) == (("gradient",), 2)
+    vjp = build_vjp(residual_cnn(), wrt="picture")
+    assert [o.name for o in vjp.graph.output][-1] == "picture_gradient"
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("GradCAM", "grad-cam"),
+        ("IG", "integrated-gradients"),
+        ("Smooth Grad", "smoothgrad"),
+        ("lrp.epsilon_plus", "lrp-epsilon-plus"),
+    ],
+)
+def test_the_names_of_other_libraries_lead_to_ours(asked: str, meant: str) -> None:
+    with pytest.raises(MethodError, match=f"Did you mean '{meant}'"):
+        Explainer(residual_cnn(), asked)
+
+
+def test_a_picture_as_libraries_load_it_is_told_how_to_turn() -> None:
+    picture = X[0].transpose(1, 2, 0)
+    with pytest.raises(InputError) as told:
+        Explainer(residual_cnn(), "gradient", threads=1)(picture)
+    assert str(told.value).endswith("The array has its channels last: x.transpose(2, 0, 1)[None].")
 
 
 def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:

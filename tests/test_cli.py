@@ -379,6 +379,55 @@ def test_what_was_finished_before_a_failure_stays(place: Path) -> None:
     assert files("explanations") == whole
 
 
+def test_files_that_cannot_be_read_are_left_out_and_named_where_that_is_asked_for(place: Path) -> None:
+    Path("pictures/p1.png").write_bytes(b"broken")
+    assert "--skip-bad" in refusal("explain", "cnn.onnx", "pictures", "-m", "gradient")
+    told = document("explain", "cnn.onnx", "pictures", "-m", "gradient", "--skip-bad")
+    assert [r["name"] for r in told["results"]] == ["p0", "p2"]
+    assert told["notes"] == [f"Left out, because they cannot be read: {Path('pictures/p1.png')}."]
+    for p in (0, 2):
+        Path(f"pictures/p{p}.png").write_bytes(b"broken")
+    assert "None of the 3 files" in refusal("explain", "cnn.onnx", "pictures", "-m", "gradient", "--skip-bad")
+
+
+def test_names_cannot_steer_the_terminal(place: Path) -> None:
+    proto = cnn()
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        for node in proto.graph.node:
+            for names in (node.input, node.output):
+                names[:] = [n + "\x1b[31m\nerror" if n == value.name else n for n in names]
+        value.name += "\x1b[31m\nerror"
+    onnx.save(proto, "evil.onnx")
+    for command in (("check", "evil.onnx"), ("convert", "evil.onnx", "out.onnx")):
+        result = run(*command)
+        assert "\x1b" not in result.stdout
+        assert "\nerror" not in result.stdout
+    assert "\x1b" not in refusal("check", "evil.onnx", "--output", "\x1b[31mlogits")
+
+
+def test_relevance_that_is_no_number_names_input_and_method(place: Path) -> None:
+    proto = cnn()
+    weight = numpy_helper.to_array(proto.graph.initializer[0]).copy()
+    weight.flat[0] = np.nan
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, proto.graph.initializer[0].name))
+    onnx.save(proto, "nan.onnx")
+    said = refusal("explain", "nan.onnx", "pictures/p0.png", "-m", "gradient")
+    assert "pictures/p0.png" in said
+    assert "under gradient are NaN or infinite, where the explained value is nan" in said
+    assert "no method could explain" in refusal("compare", "nan.onnx", "pictures/p0.png").casefold()
+
+
+def test_the_prediction_is_told_whatever_is_asked_first(place: Path) -> None:
+    args = ("explain", "cnn.onnx", "pictures/p0.png", "-m", "gradient", "-t", "logits[0,1]-logits[0,0]", "-t", "1")
+    assert "p0: predicted " in run(*args).stdout
+
+
+def test_a_label_as_long_as_a_book_is_cut(place: Path) -> None:
+    Path("labels.txt").write_text("\n".join(["word " * 100_000] * 3))
+    [r] = document("explain", "cnn.onnx", "pictures/p0.png", "-m", "gradient", "--labels", "labels.txt")["results"]
+    assert len(r["label"]) == 200
+
+
 def test_unwritable_results_are_one_sentence(place: Path) -> None:
     Path("explanations/p0/gradient.png").mkdir(parents=True)  # a folder where the file should go
     assert "cannot be written" in refusal("explain", "cnn.onnx", "pictures/p0.png", "-m", "gradient")

@@ -138,3 +138,35 @@ def test_the_summary_is_plain_data() -> None:
     assert json.loads(json.dumps(summary)) == summary
     assert summary["target"] == [0, 1]
     assert summary["options"] == {"gamma": 0.1}
+
+
+def test_a_result_tells_itself_in_a_line_and_a_picture() -> None:
+    e = explanation(4, 3, 5, 7, axis=1)
+    first = f"y[0] = {e.target.score[0]:.4g}"
+    assert repr(e).startswith(f"<Explanation by rap of {first}, y[1] = ")
+    assert "of 4 samples; relevance {'x': float32 [4, 3, 5, 7]}>" in repr(e)
+    drawn = e._repr_png_()
+    assert drawn is not None
+    assert drawn[:4] == b"\x89PNG"
+    assert explanation(1, 1, 2, 2, 2, 2)._repr_png_() is None, "six axes cannot be drawn"
+
+
+def test_results_are_compared_by_identity_and_can_be_keys() -> None:
+    e, other = explanation(2, 3), explanation(2, 3)
+    assert len({e: 1, other: 2}) == 2
+    assert e == e
+    assert e != other
+
+
+def test_a_plot_without_a_path_is_a_figure_and_takes_what_looks_like_a_picture(tmp_path: Path) -> None:
+    e = explanation(1, 3, 5, 7, axis=1)
+    figure = e.plot(picture=Image.new("RGB", (14, 10)))
+    assert figure.get_size_inches()[0] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_no_archive_holds_is_refused(tmp_path: Path) -> None:
+    e = explanation(1, 3, kept={"n" * 70_000: np.zeros((1, 2), np.float32)})
+    with pytest.raises(OutputError, match="70005 characters"):
+        e.save(tmp_path / "e.npz")
+    assert list(tmp_path.iterdir()) == []

@@ -362,8 +362,13 @@ def shape(*sizes: int) -> Array:
     return np.asarray(sizes, np.int64)
 
 
-def ramp(sig: str, body: str, out: str = "float[N,2,6,6] y", **keywords: Any) -> onnx.ModelProto:
-    return model(f"g ({sig}) => ({out}) {{ {body} }}", **keywords)
+def ramp(
+    sig: str, body: str, out: str = "float[N,2,6,6] y", *, shapeless: bool = False, **keywords: Any
+) -> onnx.ModelProto:
+    proto = model(f"g ({sig}) => ({out}) {{ {body} }}", **keywords)
+    for value in proto.graph.output if shapeless else ():
+        value.type.tensor_type.ClearField("shape")
+    return proto
 
 
 HUGE = shape(2**20, 2**20)
@@ -539,6 +544,13 @@ def bytes_as_a_name() -> bytes:
     return small_cnn().SerializeToString().replace(b"Softmax", b"Soft\xff\xfex")
 
 
+def negative_size() -> onnx.ModelProto:
+    """As some exporters write an open batch."""
+    proto = ramp(PICTURE, "y = Relu(x)")
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    return proto
+
+
 def relabelled(opset: int) -> onnx.ModelProto:
     proto = small_cnn()
     proto.opset_import[0].version = opset
@@ -696,7 +708,18 @@ HOSTILE: dict[str, tuple[Callable[[], onnx.ModelProto | bytes], tuple[str, ...] 
         lambda: ramp(PICTURE, "a = Relu(x)\n y = Relu(w)", "float[3] y", w=drawn(3)),
         ("y", "x"),
     ),
-    "a name that is not text": (bytes_as_a_name, ()),
+    "a name that is not text": (bytes_as_a_name, ("UTF-8",)),
+    "an operator that ONNX has not": (
+        lambda: ramp(PICTURE, "y = Spell(x)", opset=17),
+        ("Spell", "17"),
+    ),
+    "an output without a shape": (lambda: ramp(PICTURE, "y = Relu(x)", "float[N,2,6,6] y", shapeless=True), None),
+    "a broken node beside an output without a shape": (
+        lambda: ramp(PICTURE, "y = Relu(x)\n z = Conv()", "float[N,2,6,6] y", shapeless=True),
+        ("Conv",),
+    ),
+    "an output of no element": (lambda: ramp(PICTURE, "y = Slice(x, n, n)", "float[0,2,6,6] y", n=shape(0)), ()),
+    "a negative size": (negative_size, None),
     "a declared output shape that is wrong": (lambda: ramp(PICTURE, "y = Relu(x)", "float[N,9,9] y"), None),
     "a declared output type that is wrong": (lambda: ramp(PICTURE, "y = Relu(x)", "int64[N,2,6,6] y"), ()),
     "attributes of another kind": (lambda: ramp(PICTURE, 'y = MaxPool<kernel_shape="two">(x)'), ()),

@@ -100,6 +100,7 @@ def explain(
     max_tokens: given.MaxTokens = None,
     features: given.Features = None,
     sampling_rate: given.SamplingRate = None,
+    skip_bad: given.SkipBad = False,
     batch_size: given.BatchSize = 8,
     threads: given.Threads = None,
     device: given.DeviceName = given.Device.CPU,
@@ -118,13 +119,10 @@ def explain(
     with one_sentence_per_error():
         from onnx_explain.cli import arguments, report
         from onnx_explain.cli.explaining import Job
-        from onnx_explain.data import preprocessing
 
-        fields: dict[str, Any] = {"mean": arguments.numbers(mean, "--mean"), "std": arguments.numbers(std, "--std")}
-        fields |= {"channel_order": _text(channel_order), "resize": _text(resize)}
         job = Job(
             model,
-            arguments.inputs(inputs or [], each, text, tokenizer, feed, max_tokens, features),
+            arguments.inputs(inputs or [], each, text, tokenizer, feed, max_tokens, features, skip_bad=skip_bad),
             out,
             method,
             options=_options(option, patterns, hostile),
@@ -135,7 +133,7 @@ def explain(
             at=at,
             keep=keep or [],
             labels=labels,
-            preprocessing=lambda embedded: preprocessing(_text(preset) or embedded, **fields),
+            preprocessing=_preprocessing(preset, mean, std, channel_order, resize),
             layout=_text(layout),
             batch_size=batch_size,
             threads=threads,

@@ -91,6 +91,8 @@ def inputs(
     feed: Sequence[str] | None,
     most: int | None,
     features: str | None,
+    *,
+    skip_bad: bool = False,
 ) -> Given:
     """What is to be explained, as it was given. Raises InputError."""
     return Given(
@@ -101,6 +103,7 @@ def inputs(
         most,
         {name: Path(file) for name, file in pairs(each or (), "--input", "image=cat.png").items()},
         listed(features) if features else (),
+        skip_bad,
     )
 
 

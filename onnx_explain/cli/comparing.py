@@ -16,7 +16,16 @@ from onnx_explain.cli.arguments import Aim, aims, shared_options
 from onnx_explain.cli.explaining import Job, single
 from onnx_explain.cli.labels import embedded_preset, labels_of
 from onnx_explain.cli.reading import feeds_of, input_specs
-from onnx_explain.cli.results import Named, Record, picture_map, record_of, shown, single_values, write_bytes
+from onnx_explain.cli.results import (
+    Named,
+    Record,
+    check_finite,
+    picture_map,
+    record_of,
+    shown,
+    single_values,
+    write_bytes,
+)
 from onnx_explain.data import Sample, preprocessing
 from onnx_explain.errors import ExplainError, InputError, OutputError
 from onnx_explain.explainer import Explainer
@@ -97,7 +106,9 @@ def run(job: Job, place: Path, progress: Progress | None = None) -> Compared:
         try:
             explainer = _explainer(job, name, options[name])
             sha256 = explainer.sha256
-            found[name] = _one(explainer, sample, aim, axes)
+            one = _one(explainer, sample, aim, axes)
+            check_finite(path, one)
+            found[name] = one
         except ExplainError as error:
             if not every:
                 raise

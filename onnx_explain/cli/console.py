@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -40,13 +40,22 @@ def one_sentence_per_error() -> Iterator[None]:
 
 def fail(message: str) -> NoReturn:
     """Print an error and leave with exit code 2."""
-    typer.echo(typer.style("error:", fg="red", bold=True) + " " + " ".join(message.split()), err=True)
+    typer.echo(typer.style("error:", fg="red", bold=True) + " " + harmless(" ".join(message.split())), err=True)
     raise typer.Exit(FAULT) from None
+
+
+def harmless(text: str) -> str:
+    """The text with a sign for every character that would steer the terminal: names in files may hold anything."""
+    if text.isprintable():
+        return text
+    from onnx_explain.render import visible
+
+    return visible(text)
 
 
 def say(text: str = "") -> None:
     """Print a text on stdout, broken between words where the terminal ends; leading line breaks stay."""
-    body = text.lstrip("\n")
+    body = harmless(text.lstrip("\n"))
     typer.echo("\n" * (len(text) - len(body)), nl=False)
     width = terminal_width()
     lines = [body] if width is None else textwrap.wrap(body, width, break_long_words=False, break_on_hyphens=False)
@@ -56,7 +65,36 @@ def say(text: str = "") -> None:
 
 def note(message: str) -> None:
     """Print on stderr what a person should look at, though nothing failed."""
-    typer.echo(typer.style("note:", fg="yellow", bold=True) + f" {message}", err=True)
+    typer.echo(typer.style("note:", fg="yellow", bold=True) + f" {harmless(message)}", err=True)
+
+
+@contextmanager
+def progress(what: str, *, visible: bool) -> Iterator[Callable[..., None] | None]:
+    """A progress bar with an estimate on stderr, for a person who watches; None where nobody does.
+
+    It is moved on by (done, total or None, the samples so far where they are worth a word), and not shown for one step.
+    """
+    if not (visible and sys.stderr.isatty()):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    seen = TextColumn("{task.fields[seen]}")
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), seen, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None, seen="", visible=False)
+
+        def advance(done: int, total: int | None, samples: int | None = None) -> None:
+            told = "" if samples is None else counted(samples, "sample")
+            bar.update(task, completed=done, total=total, seen=told, visible=total != 1)
+
+        yield advance
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 sample``, ``3 samples``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def print_json(document: Any) -> None:
@@ -94,6 +132,7 @@ def print_table(
     rows: a cell per column, or one text as a heading over the rows that follow. flexible: the column that gives way on
     a narrow terminal, by going on in the next line or, with `cut`, by an ellipsis. right: the columns of numbers.
     """
+    rows = [_line(row) if isinstance(row, str) else [_line(cell) for cell in row] for row in rows]
     cells = [row for row in rows if not isinstance(row, str)]
     indent = "  " if len(cells) < len(rows) else ""
     widths = [max(_width(cell) for cell in column) for column in zip(columns, *cells)]
@@ -107,6 +146,11 @@ def print_table(
             typer.echo(typer.style(row, bold=True))
         else:
             _print_row(row, widths, indent, flexible, cut, right)
+
+
+def _line(text: str) -> str:
+    """A cell is one line: a name with a line break would look like rows of the table."""
+    return harmless(text).replace("\n", "␊").replace("\t", "␉")
 
 
 def _print_row(
@@ -149,7 +193,7 @@ def _width(text: str) -> int:
 def print_hanging(head: str, text: str, *, column: int = 31, muted: bool = False) -> None:
     """Print a term and its text beside it, from `column` on; the text goes on below itself, not below the term."""
     width = max(40, min(terminal_width() or 100, 100))
-    lines = textwrap.wrap(text, width - column, break_on_hyphens=False) or [""]
+    head, lines = _line(head), textwrap.wrap(harmless(text), width - column, break_on_hyphens=False) or [""]
     typer.echo(typer.style(_padded(head, column - 1, at_right=False), bold=not muted) + " " + lines[0])
     for line in lines[1:]:
         typer.echo(" " * column + line)
@@ -159,7 +203,9 @@ def print_indented(text: str, indent: int = 4) -> None:
     """Print a text in faint letters, indented, within the terminal."""
     width = max(40, min(terminal_width() or 100, 100))
     space = " " * indent
-    for line in textwrap.wrap(text, width, initial_indent=space, subsequent_indent=space, break_on_hyphens=False):
+    for line in textwrap.wrap(
+        harmless(text), width, initial_indent=space, subsequent_indent=space, break_on_hyphens=False
+    ):
         typer.echo(typer.style(line, dim=True))
 
 

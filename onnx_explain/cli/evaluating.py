@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -68,7 +66,7 @@ class Asked:
 def run(asked: Asked, *, dark: bool, as_json: bool) -> None:
     """Evaluate, leave the results in the folder, and tell."""
     task = task_of(asked)
-    with _progress(visible=not as_json) as advance:
+    with console.progress("evaluating", visible=not as_json) as advance:
         try:
             found = evaluate(task, advance)
         except KeyboardInterrupt:
@@ -120,25 +118,6 @@ def task_of(asked: Asked) -> Task:
 def _listed(texts: Sequence[str]) -> list[str]:
     """``["a,b", "c"]`` as names."""
     return list(dict.fromkeys(part.strip() for text in texts for part in text.split(",") if part.strip()))
-
-
-@contextmanager
-def _progress(*, visible: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar with an estimate on stderr, for a person who watches."""
-    if not (visible and sys.stderr.isatty()):
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("evaluating", total=None)
-
-        def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield advance
 
 
 def _print(summary: Summary, figures: int) -> None:

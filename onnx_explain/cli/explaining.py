@@ -98,7 +98,16 @@ def run(job: Job, progress: Progress | None = None) -> Finished:
             inputs += 1
         if progress is not None:
             progress(batch[-1][0] + 1, max(1, len(read)))
-    return Finished(records, explainers.sha256, inputs, len(labels), explainers.notes)
+    return Finished(
+        records, explainers.sha256, inputs, len(labels), (*explainers.notes, *_left_out(job.inputs.skipped))
+    )
+
+
+def _left_out(skipped: Sequence[str]) -> list[str]:
+    if not skipped:
+        return []
+    more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+    return [f"Left out, because they cannot be read: {', '.join(skipped[:5])}{more}."]
 
 
 def _default_preprocessing(preset: str | None) -> Preprocessing:

@@ -9,6 +9,7 @@ from pathlib import Path
 from onnx_explain.data import PRESETS, read_labels
 from onnx_explain.explainer import Explainer, Explainers
 
+_LONGEST_LABEL = 200
 _LONGEST = 1 << 20  # characters of an entry that are looked at
 _NUMBERED = re.compile(r"""["']?(\d{1,6})["']?\s*:\s*(["'])((?:(?!\2).)*)\2""")
 
@@ -16,9 +17,15 @@ _NUMBERED = re.compile(r"""["']?(\d{1,6})["']?\s*:\s*(["'])((?:(?!\2).)*)\2""")
 def labels_of(explainer: Explainer | Explainers, path: Path | None) -> list[str]:
     """The class names of a label file, or those in the model's metadata entry ``labels`` or ``names``, or none."""
     if path is not None:
-        return read_labels(path)
+        return [_cut(label) for label in read_labels(path)]
     found = explainer.source_model.metadata_props
-    return _listed(found.get("labels", "").strip()) or _numbered(found.get("names", "").strip())
+    labels = _listed(found.get("labels", "").strip()) or _numbered(found.get("names", "").strip())
+    return [_cut(label) for label in labels]
+
+
+def _cut(label: str) -> str:
+    """A label that fits into a title."""
+    return label if len(label) <= _LONGEST_LABEL else label[: _LONGEST_LABEL - 1] + "…"
 
 
 def _listed(text: str) -> list[str]:

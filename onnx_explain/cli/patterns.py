@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,7 +78,7 @@ def fit(
     _check_out(out, [how.model])
     folder = checkpoint or out.with_name(f"{out.name}.checkpoint")
     resumed = folder.exists()
-    with _progress("fitting", visible=not as_json) as advance:
+    with console.progress("fitting", visible=not as_json) as advance:
         try:
             patterns = fit_patterns(
                 how.model, how.files(inputs), memory=memory, checkpoint=folder, every=every, out=out, progress=advance,
@@ -121,18 +119,18 @@ def _tell(patterns: Patterns, out: Path, *, as_json: bool, resumed: bool = False
             console.print_hanging(name, MEANING[name], column=18)
     if unstable:
         console.note(
-            f"{_counted(unstable, 'weight')} of {len(rows)} have a neuron with ‖w‖‖a‖ above {UNSTABLE} (1 is best): it drowns the "
-            "others, so explain with -O estimator=linear, or with -O limit=10 -O fallback=linear."
+            f"{console.counted(unstable, 'weight')} of {len(rows)} have a neuron with ‖w‖‖a‖ above {UNSTABLE} (1 is best): it drowns "
+            "the others, so explain with -O estimator=linear, or with -O limit=10 -O fallback=linear."
         )
     if patterns.skipped:
         named = f"{', '.join(patterns.skipped[:5])}{_more(patterns.skipped, 5)}"
-        console.note(f"{_counted(len(patterns.skipped), 'unreadable file')} left out: {named}")
+        console.note(f"{console.counted(len(patterns.skipped), 'unreadable file')} left out: {named}")
     passes = int(patterns.notes.get("passes", 1))
     if passes > 1:
         console.say(f"The sums did not fit in --memory at once, so the data was read {passes} times.")
     went_on = " (went on from a checkpoint)" if resumed else ""
     console.say(
-        f"\n{_counted(len(patterns.weights), 'weight')} fitted on {_counted(patterns.samples, 'sample')}{went_on}: {out} "
+        f"\n{console.counted(len(patterns.weights), 'weight')} fitted on {console.counted(patterns.samples, 'sample')}{went_on}: {out} "
         f"({console.size(out.stat().st_size)}), diagnostics in {beside}"
     )
 
@@ -170,7 +168,7 @@ def quality(
     if plot is not None:
         target_path(plot)
     further = how.files(score) if score else None
-    with _progress("scoring", visible=not as_json) as advance:
+    with console.progress("scoring", visible=not as_json) as advance:
         layers = pattern_quality(
             how.model,
             fitted,
@@ -215,7 +213,7 @@ def _print_quality(layers: Sequence[LayerQuality]) -> None:
         "\nρ = 1 - the correlation with the output that the estimator leaves in the rest: 1 is best; means over neurons."
     )
     if skipped:
-        console.say(f"{_counted(len(skipped), 'layer')} of {len(layers)} left out.")
+        console.say(f"{console.counted(len(skipped), 'layer')} of {len(layers)} left out.")
 
 
 def _layer(q: LayerQuality) -> dict[str, Any]:
@@ -250,35 +248,6 @@ def _check_out(out: Path, read_too: Sequence[Path]) -> None:
     target_path(out)
     if out.resolve() in {p.resolve() for p in read_too}:
         raise OutputError(f"{out} is the model itself; name another file.")
-
-
-@contextmanager
-def _progress(what: str, *, visible: bool) -> Iterator[Callable[[int, int | None, int], None] | None]:
-    """A progress bar on stderr for a person who watches."""
-    if not (visible and sys.stderr.isatty()):
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[seen]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None, seen="")
-
-        def advance(done: int, total: int | None, samples: int) -> None:
-            bar.update(task, completed=done, total=total, seen=_counted(samples, "sample"))
-
-        yield advance
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _more(names: Sequence[str], shown: int) -> str:

@@ -35,7 +35,7 @@ class Given:
     """What was given: files; texts, with the tokenizer that makes them into ids; one file per input.
 
     feed: what inputs take that do not say it by their names. most: the most tokens of a text. features: names of features or
-    channels, or the columns of a table to take.
+    channels, or the columns of a table to take. skip_bad: files that cannot be read are noted in `skipped` and left out.
     """
 
     files: Sequence[str | Path] = ()
@@ -45,6 +45,8 @@ class Given:
     most: int | None = None
     each: Mapping[str, Path] = field(default_factory=dict)
     features: Sequence[str] = ()
+    skip_bad: bool = False
+    skipped: list[str] = field(default_factory=list)
 
     def paths(self) -> list[Path]:
         """The files to explain, found; InputError where nothing was given, or things that do not go together."""
@@ -103,8 +105,18 @@ class Given:
             if tokenizer is not None and path.suffix.lower() in TEXT_SUFFIXES:
                 yield from ((i, path, s) for s in tokenizer.samples(read_lines(path), name))
                 continue
-            for sample in load(path, specs, preprocessing, layout=layout, name=name, features=self.features or None):
-                yield i, path, self._named(sample, specs)
+            try:
+                for sample in load(
+                    path, specs, preprocessing, layout=layout, name=name, features=self.features or None
+                ):
+                    yield i, path, self._named(sample, specs)
+            except InputError as error:
+                if not self.skip_bad:
+                    more = " (--skip-bad leaves such files out.)" if len(paths) > 1 else ""
+                    raise InputError(f"{error}{more}") from error
+                self.skipped.append(str(path))
+                if len(self.skipped) == len(paths):
+                    raise InputError(f"None of the {len(paths)} files can be read; the last: {error}") from error
 
     def _named(self, sample: Sample, specs: Sequence[InputSpec]) -> Sample:
         """The sample of an array with the names given, for the one input that has as many features or channels."""
@@ -123,8 +135,13 @@ def input_specs(
     explainer: Explainer | Explainers, shapes: Mapping[str, Sequence[int | None]], layout: Layout | None
 ) -> list[InputSpec]:
     """The model's inputs as data is fitted to them; the graph says where the channels are, where the shape does not."""
+    unknown = [v.name or "" for v in explainer.source_model.graph.inputs if v.shape is None]
     specs = []
     for name, (shape, dtype) in explainer.inputs.items():
+        if name in unknown and name not in shapes:
+            raise InputError(
+                f"The file does not say the shape of input {name!r}; name it: --input-shape {name}:[N,3,224,224]."
+            )
         given = shapes.get(name, ())
         sizes = tuple(s if s is not None else g for s, g in zip_longest(shape, given)) if shape or given else shape
         spec = InputSpec(name, sizes, dtype)

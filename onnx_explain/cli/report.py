@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ Shapes = Mapping[str, Sequence[int | None]]
 
 def explain(job: Job, *, as_json: bool) -> None:
     """Run the job with a progress bar, print its table or document, and leave the document beside the results."""
-    with _progress(visible=not as_json) as advance:
+    with console.progress("explaining", visible=not as_json) as advance:
         finished = run(job, advance)
     document = explain_document(job.model, job.out, finished)
     write_bytes(job.out / "explanations.json", console.as_json(document).encode() + b"\n")
@@ -48,7 +46,7 @@ def explain(job: Job, *, as_json: bool) -> None:
     for sentence in (*expressions(finished.records), *finished.notes):
         console.note(sentence)
     console.say(
-        f"\n{_counted(len(finished.records), 'explanation')} of {_counted(finished.inputs, 'input')} in {job.out}/"
+        f"\n{console.counted(len(finished.records), 'explanation')} of {console.counted(finished.inputs, 'input')} in {job.out}/"
     )
 
 
@@ -79,7 +77,7 @@ def print_records(records: Sequence[Record]) -> None:
     last = ""
     for r in records[:_MOST_LINES]:
         if r.name != last:
-            rows.append(_heading(r))
+            rows.append(_heading(r.name, records))
         conservation = console.short(r.conservation) if r.conserves else "-"
         rows.append((r.method, r.explained, console.short(r.score), conservation, f"{r.seconds:.3f}"))
         last = r.name
@@ -98,7 +96,7 @@ def print_texts(records: Sequence[Record]) -> None:
     for r in texts:
         cut = int((r.tokens or {}).get("cut", 0))
         if cut:
-            console.note(f"{r.name}: the last {_counted(cut, 'character')} did not fit into the model's tokens.")
+            console.note(f"{r.name}: the last {console.counted(cut, 'character')} did not fit into the model's tokens.")
     if texts:
         told = (
             "red supports the target, blue speaks against it"
@@ -108,35 +106,17 @@ def print_texts(records: Sequence[Record]) -> None:
         console.say(f"\n{told}")
 
 
-def _heading(r: Record) -> str:
-    """The input, and what the model says about it."""
-    return r.name if r.prediction is None else f"{r.name}: predicted {r.prediction}"
-
-
-@contextmanager
-def _progress(*, visible: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr, for more than one input and a person who watches."""
-    if not (visible and sys.stderr.isatty()):
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("explaining", visible=False)
-
-        def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, visible=total > 1)
-
-        yield advance
+def _heading(name: str, records: Sequence[Record]) -> str:
+    """The input, and what the model says about it, where one of its lines knows."""
+    told = next((r.prediction for r in records if r.name == name and r.prediction is not None), None)
+    return name if told is None else f"{name}: predicted {told}"
 
 
 def compare(job: Job, figure: Path, *, as_json: bool) -> None:
     """Draw the job's input under its methods, with a progress bar over the methods."""
     from onnx_explain.cli.comparing import compare as draw
 
-    with _progress(visible=not as_json) as advance:
+    with console.progress("comparing", visible=not as_json) as advance:
         told = draw(job, figure, progress=advance)
     told.print(figure, as_json=as_json)
 
@@ -207,8 +187,8 @@ def print_written(document: Mapping[str, Any], *, checked: bool) -> None:
         ("", "name", "dtype", "shape"), [(kind, v["name"], v["dtype"], v["shape"]) for kind, v in values], flexible=1
     )
     told = "its outputs equal the original's" if checked else "not checked"
-    parts = [console.size(document["bytes"]), _counted(document["nodes"], "node")]
-    parts += [_counted(document["functions"], "function")] if document["functions"] else []
+    parts = [console.size(document["bytes"]), console.counted(document["nodes"], "node")]
+    parts += [console.counted(document["functions"], "function")] if document["functions"] else []
     start = "its value" if document["seed"] == "score" else "one"
     console.say(f"\nwritten    {document['path']}: {', '.join(parts)}; {told}")
     console.say(f"explained  {document['explained']} by {document['method']}, starting at {start}")
@@ -265,7 +245,7 @@ def check(
         console.print_hanging(op_type, reason)
     way = f"from {tensor} {shape} to the inputs under {explainer.method}"
     if refusal is None:
-        console.say(f"\nsupported: {_counted(len(rows), 'operator')} {way}")
+        console.say(f"\nsupported: {console.counted(len(rows), 'operator')} {way}")
     else:
         console.say(f"\nunsupported {way}: {refusal}")
     return refusal is None
@@ -320,7 +300,3 @@ def _method(m: Method) -> dict[str, Any]:
 
 def _option(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"

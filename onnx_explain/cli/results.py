@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,9 @@ import numpy as np
 
 from onnx_explain import render
 from onnx_explain.data import Array, Sample
-from onnx_explain.errors import OutputError
+from onnx_explain.errors import InputError, OutputError
 from onnx_explain.explanation import Explanation, plain_option
+from onnx_explain.files import draft
 from onnx_explain.methods import Method
 from onnx_explain.text import parts_of, save_html, told
 
@@ -141,6 +141,7 @@ class Results:
         stems = _stems(named, several_targets)
         records = []
         for one, stem in zip(named, stems):
+            check_finite(source, one.explanation)
             record = record_of(sample, source, one, self._labels)
             files = self._maps(sample, one.explanation, record, (*parts,), stem)
             npz = self.path(*parts, f"{stem}.npz")
@@ -203,6 +204,17 @@ class Results:
             render.save_figure(figure, path)
             files[f"overview{end}"] = str(path)
         return files
+
+
+def check_finite(source: Path, e: Explanation) -> None:
+    """Refuse relevance that is no number; InputError says of what, and what the model itself said."""
+    for name, r in e.drawn.items():
+        bad = int((~np.isfinite(r.astype(np.float32))).sum())
+        if bad:
+            raise InputError(
+                f"{source}: {bad} of {r.size} relevances of {name!r} under {e.method} are NaN or infinite, where the explained "
+                f"value is {float(e.target.score[0]):.4g}; look for such numbers in the model's weights, or use another method."
+            )
 
 
 def record_of(sample: Sample, source: Path, one: Named, labels: Sequence[str]) -> Record:
@@ -310,7 +322,7 @@ def figure_of(
     ):  # an embedding that no id selects
         heat = e.heatmap(name)[0]
         return render.figure_positions(np.arange(len(heat)), heat, title=title, dark=dark)
-    return e.figure(input=name, title=title, dark=dark, rate=rate)
+    return e.plot(input=name, title=title, dark=dark, rate=rate)
 
 
 def _page(record: Record, e: Explanation, title: str, *, dark: bool) -> str:
@@ -377,14 +389,5 @@ def make_folder(folder: Path) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all; OutputError where it cannot."""
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}; check the folder and its permissions."
-        ) from error
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
+    with draft(path) as whole:
+        whole.write_bytes(content)

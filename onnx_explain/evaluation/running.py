@@ -15,7 +15,7 @@ import numpy as np
 from onnx_explain.data import InputSpec
 from onnx_explain.errors import ExplainError, InputError
 from onnx_explain.evaluation.cases import Case, DataSet, Fault
-from onnx_explain.evaluation.journal import Journal, Rows, series_of, value_of
+from onnx_explain.evaluation.journal import Journal, Rows, arrow, series_of, value_of
 from onnx_explain.evaluation.measures import Asking, Batch, Measure, Values, named, options_of
 from onnx_explain.evaluation.subject import Maps, Settings, Subject, able
 from onnx_explain.explanation import plain_option
@@ -69,6 +69,7 @@ def evaluate(task: Task, progress: Progress | None = None) -> Run:
 
     A sample that cannot be read, or whose annotation is missing or broken, stops the run, unless the task skips such samples.
     """
+    arrow()  # missing, it is missed before anything is written
     data = task.data
     if task.target == "truth" and "label" not in data.has:
         raise InputError("The true class is to be explained, but no classes are known; give --labels-file.")

@@ -116,6 +116,11 @@ def _convert(model: ir.Model) -> None:
         return
     from onnxscript import version_converter
 
+    for node in model.graph.all_nodes():
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, version, ""):
+            raise UnsupportedOperator(
+                f"{Operation.of(node).where}: ONNX has no such operator in opset {version}; export the model again."
+            )
     _clear_stale_shapes(model)
     clipped = _clipped_types(model) if version < 11 else {}
     outputs = [v.name for v in model.graph.outputs]
@@ -237,7 +242,8 @@ def _bind(model: ir.Model, shapes: Shapes, *, whole: bool = False) -> None:
         for axis, size in enumerate(given):
             if isinstance(own[axis], int) and isinstance(size, int) and own[axis] != size:
                 raise InputError(
-                    f"Input {name!r} has the fixed shape {[str(d) for d in own]}, not {list(given)}: axis {axis} must be {own[axis]}."
+                    f"Input {name!r} has the fixed shape [{', '.join(map(str, own))}], not {list(given)}: axis {axis} must be "
+                    f"{own[axis]}."
                 )
             if not isinstance(own[axis], int) and isinstance(size, int) and (axis > 0 or whole or value.shape is None):
                 own[axis] = size

@@ -89,19 +89,54 @@ def _graph(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
         raise ModelError(
             f"{where}: names no operator set (`opset_import`), so its operators have no meaning; export it again."
         )
+    _check_texts(proto, where)
     _check_external(proto, path, where)
     _check_tensors(proto, where)
     _check_functions(proto, where)
     _check_names(proto.graph, where)
     _check_structure(proto, path, where)
+    _check_inputs(proto.graph, where)
     try:
         model = ir.from_proto(proto)
         model.graph.sort()  # some exporters write the nodes in another order than they run
         if path is not None:
             _map_weights(model, path.parent)
     except Exception as error:  # onnx_ir raises many kinds for malformed graphs: all are the file's fault
-        raise ModelError(f"{where}: the graph is malformed ({first_line(error)}); export it again.") from error
+        raise ModelError(f"{where}: the graph is malformed ({first_line(_root(error))}); export it again.") from error
     return model
+
+
+def _root(error: BaseException) -> BaseException:
+    """What went wrong first: onnx_ir says at every level where it was, and only the innermost says why."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _check_texts(proto: onnx.ModelProto, where: str) -> None:
+    """Names are UTF-8; protobuf hands out what is not as bytes."""
+    for graph in _graphs(proto.graph):
+        for node in graph.node:
+            for text in (node.name, node.op_type, node.domain, *node.input, *node.output):
+                if not isinstance(text, str):
+                    raise ModelError(
+                        f"{where}: a node's names hold {text!r}, which is not UTF-8; the file is damaged, export it again."
+                    )
+
+
+def _check_inputs(graph: onnx.GraphProto, where: str) -> None:
+    """Inputs are tensors; a negative size, as some exporters write it, leaves a dimension open."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for d in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+            if d.dim_value < 0:
+                d.Clear()
+    other = next((v for v in graph.input if not v.type.HasField("tensor_type")), None)
+    if other is not None:
+        kind = (other.type.WhichOneof("value") or "type").removesuffix("_type")
+        raise ModelError(
+            f"{where}: input {other.name!r} is no tensor ({kind}), and only tensors can be explained; export the model with "
+            "tensors as inputs."
+        )
 
 
 def _map_weights(model: ir.Model, folder: Path) -> None:
@@ -161,14 +196,26 @@ def _check_names(graph: onnx.GraphProto, where: str) -> None:
             )
 
 
-def _check_structure(proto: onnx.ModelProto, path: Path | None, where: str) -> None:
+def _check_structure(proto: onnx.ModelProto, path: Path | None, where: str, *, shaped: bool = False) -> None:
     """ONNX's own checker, less what is put right later."""
     try:
         onnx.checker.check_model(str(path) if path is not None else proto)
     except (onnx.checker.ValidationError, ValueError) as error:
+        if _SHAPELESS in str(error) and not shaped and not any(t.external_data for t in _tensors(proto)):
+            return _check_structure(_shaped(proto), None, where, shaped=True)
         # sorting is what comes next, and an unknown operator is refused by whoever needs its room
         if not any(harmless in str(error) for harmless in _HARMLESS):
             raise ModelError(f"{where}: not valid ONNX ({first_line(error)}); export it again.") from error
+
+
+def _shaped(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which every input and output has a shape, for a checker that stops at the first without."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for value in (*copy.graph.input, *copy.graph.output):
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
+    return copy
 
 
 def _data_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
@@ -264,7 +311,14 @@ def _check_tensors(proto: onnx.ModelProto, where: str) -> None:
             )
 
 
-_HARMLESS = ("No Op registered", "No opset import", "topologically sorted", "but not in graph input")
+_SHAPELESS = "Field 'shape' of 'type' is required but missing"  # ONNX Runtime takes inputs and outputs of any shape
+_HARMLESS = (
+    "No Op registered",
+    "No opset import",
+    "topologically sorted",
+    "but not in graph input",
+    _SHAPELESS,
+)
 _T = onnx.TensorProto
 _WIDTH: dict[int, int] = {
     _T.FLOAT: 32, _T.DOUBLE: 64, _T.FLOAT16: 16, _T.BFLOAT16: 16, _T.INT8: 8, _T.UINT8: 8, _T.INT16: 16, _T.UINT16: 16,

@@ -27,7 +27,7 @@ from onnx_explain.render.colours import (
 from onnx_explain.render.compared import figure_bands, figure_texts
 from onnx_explain.render.features import figure_features, figure_positions
 from onnx_explain.render.images import figure_image, figure_images, figure_volume
-from onnx_explain.render.page import AGAINST, FIGURE_SUFFIXES, SUPPORTS, save_figure, save_png
+from onnx_explain.render.page import AGAINST, FIGURE_SUFFIXES, SUPPORTS, png_of, save_figure, save_png
 from onnx_explain.render.signals import figure_signal
 from onnx_explain.render.tokens import Part, figure_tokens, page_of_tokens, strengths, visible
 
@@ -55,6 +55,7 @@ __all__ = [
     "overlay",
     "page_of_tokens",
     "plot",
+    "png_of",
     "save_figure",
     "save_png",
     "scale_of",

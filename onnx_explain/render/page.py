@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -38,17 +39,29 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
     Raises OutputError: another suffix, or a place that cannot be written.
     """
-    import matplotlib
-
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in FIGURE_SUFFIXES:
         raise OutputError(f"A figure cannot be written to {str(path)!r}: name a {', '.join(FIGURE_SUFFIXES)} file.")
+    with _writing(path) as file:
+        _draw(figure, file, suffix)
+
+
+def png_of(figure: Figure) -> bytes:
+    """A figure as a PNG file's bytes."""
+    file = BytesIO()
+    _draw(figure, file, ".png")
+    return file.getvalue()
+
+
+def _draw(figure: Figure, file: BinaryIO, suffix: str) -> None:
+    import matplotlib
+
     undated: dict[str, Any] = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[
         suffix
     ]
     settings: dict[Any, Any] = {"svg.hashsalt": "onnx-explain", "pdf.fonttype": 42, "svg.fonttype": "path"}
-    with matplotlib.rc_context(settings), missing_glyphs_are_boxes(), _writing(path) as file:
+    with matplotlib.rc_context(settings), missing_glyphs_are_boxes():
         figure.savefig(file, format=suffix[1:], dpi=DPI, facecolor=figure.get_facecolor(), metadata=undated)
 
 

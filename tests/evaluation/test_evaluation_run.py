@@ -276,7 +276,11 @@ def test_every_measure_runs(folder: Path, tmp_path: Path) -> None:
     assert sum(np.isfinite(v) for v in found.values()) > 0.8 * len(found)
 
 
-def test_a_missing_pyarrow_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_pyarrow_names_the_extra_before_anything_is_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = sets.task(sets.data_of(folder), tmp_path / "run", ["gradient"])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(RuntimeMissing, match=r"onnx-explain\[eval\]"):
-        journal.arrow()
+        evaluate(task)
+    assert list(tmp_path.iterdir()) == []
