@@ -88,6 +88,14 @@ def test_the_explained_file_predicts_what_the_int8_file_does(files: dict[str, Pa
     )
 
 
+def test_neurons_of_an_int8_network_have_the_regimes_of_the_float_network(files: dict[str, Path]) -> None:
+    x = pictures(2, seed=2)
+    expected = [w.regime for w in fit_patterns(MODEL, x).weights]
+    assert {"positive", "linear"} == set(expected)
+    for form, path in files.items():
+        assert [w.regime for w in fit_patterns(path, x).weights] == expected, form
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_relevance_of_an_int8_network_is_accounted_for(files: dict[str, Path], form: str) -> None:
     assert Explainer(files[form], "lrp-epsilon-plus", threads=1)(pictures(3, seed=2)).conservation.max() < 1e-5

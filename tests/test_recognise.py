@@ -116,6 +116,7 @@ OTHERS = {
     "Sigmoid": "n = Neg(x); e = Exp(n); p = Add(one, e); y = Reciprocal(p)",
     "HardSigmoid": "a = Add(x, three); c = Clip(a, zero, six); y = Div(c, six)",
 }
+RECTIFIED = {"maximum": "y = Max(x, zero)", "turned": "y = Max(zero, x)", "bound": "y = Clip(x, zero)"}
 MEAN = "m = ReduceMean<keepdims=1>(x, last); d = Sub(x, m)"
 LAYER = {
     "torch": f"{MEAN}; q = Pow(d, two); v = ReduceMean<keepdims=1>(q, last); e = Add(v, eps); s = Sqrt(e); n = Div(d, s);"
@@ -160,7 +161,7 @@ SOFT = {
 }
 LOG = "h = ReduceMax(x, last); l = Sub(x, h); e = Exp(l); t = ReduceSum(e, last); k = Log(t); y = Sub(l, k)"
 FAMILIES: dict[str, Mapping[str, str]] = {
-    "Gelu": GELU, "Gelu (tanh)": TANH, "Swish": SWISH, "HardSwish": HARD, "LayerNormalization": LAYER,
+    "Gelu": GELU, "Gelu (tanh)": TANH, "Swish": SWISH, "HardSwish": HARD, "Relu": RECTIFIED, "LayerNormalization": LAYER,
     "RMSNormalization": RMS, "Softmax": SOFT, "LogSoftmax": {"stable": LOG},
     **{name: {"spelled": text} for name, text in OTHERS.items()},
 }  # fmt: skip

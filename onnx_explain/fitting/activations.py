@@ -41,7 +41,7 @@ class Activations:
     def run(self, chunk: Chunk) -> tuple[Watched, dict[str, Array]]:
         """The watched model and its outputs for the real samples of a chunk."""
         found, runner = self._of(chunk.feeds)
-        names = [n for layer in found.layers for n in (layer.x, layer.y)]
+        names = [n for layer in found.layers for n in (layer.x, layer.y, layer.gate)]
         names += [n for a in found.additions for n in (*a.operands, a.y)]
         ran = runner.run(self._precise(chunk.feeds))
         results = {n: ran[n] for n in names}

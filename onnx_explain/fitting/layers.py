@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,9 @@ SOFT_RECTIFIERS = frozenset(
 
 @dataclass(frozen=True)
 class Layer:
-    """One weighted operator as a fit sees it. x, y: names of the outputs that hold its input and its pre-activation."""
+    """One weighted operator as a fit sees it. x, y, gate: names of the outputs that hold its input, its result, and what is
+    above 0 where it fires: y, or y behind an affine map per channel that is not folded.
+    """
 
     node: str
     operator: str
@@ -46,6 +48,7 @@ class Layer:
     reading: Reading
     x: str
     y: str
+    gate: str
     numbers: int  # of x and y per run of the shapes in the graph
 
     @property
@@ -53,6 +56,14 @@ class Layer:
         """Bytes of its sums."""
         layout = self.reading.layout
         return 8 * (3 * layout.neurons * layout.patch + self.reading.groups * layout.patch)
+
+    def blocks(self, arrays: Mapping[str, Array]) -> Iterator[tuple[Array, Array, Array]]:
+        """x, y and the gate of a batch, cut as the reading cuts them; one array where the gate is y."""
+        cut, x = self.reading.blocks, arrays[self.x]
+        if self.gate == self.y:
+            yield from ((a, y, y) for a, y in cut(x, arrays[self.y]))
+        else:
+            yield from ((a, y, g) for (a, y), (_, g) in zip(cut(x, arrays[self.y]), cut(x, arrays[self.gate])))
 
     def identity(self) -> tuple[str, str]:
         """SHA-256 of weight and bias."""
@@ -125,10 +136,12 @@ def watched(
                 # ONNX Runtime 1.2x fuses MatMul and BatchNormalization into an invalid graph where several nodes read
                 # the result; not so where the product itself is wanted
                 named(original.outputs[0], wanted)
+            regime, gate = _regime(link, links, target), _gate(link, links)
+            tensors = (x, node.y, gate if regime == "positive" else node.y)
             layers.append(
                 Layer(
-                    node.name, node.op_type, name, w, link.bias, _regime(link, links, target), reading(node, role),
-                    named(x, wanted), named(node.y, wanted), _size(x) + _size(node.y),
+                    node.name, node.op_type, name, w, link.bias, regime, reading(node, role),
+                    *(named(v, wanted) for v in tensors), sum(_size(v) for v in {id(v): v for v in tensors}.values()),
                 )
             )  # fmt: skip
         elif isinstance(role, Sum) and len(node.active) > 1 and wanted:
@@ -175,12 +188,10 @@ def _addition(link: Link, role: Sum, links: Sequence[Link]) -> tuple[int, int] |
 
 
 def _regime(link: Link, links: Sequence[Link], target: Value) -> Rectified:
-    """What follows: a rectifier through shape operators and max-pools, something like one, or neither."""
-    readers: dict[int, list[Link]] = {}
-    for other in links:
-        for i in other.operation.active:
-            readers.setdefault(id(other.operation.input(i)), []).append(other)
-    found: set[Rectified] = set()
+    """What follows: a rectifier through shape operators, max-pools, rounding and affine maps per channel, something like
+    one, or neither.
+    """
+    readers, found = _readers(links), set[Rectified]()
     waiting = [link.operation.y]
     while waiting:
         value = waiting.pop()
@@ -189,16 +200,41 @@ def _regime(link: Link, links: Sequence[Link], target: Value) -> Rectified:
             found.add("linear")
         for other in behind:
             role = other.role
-            if isinstance(role, Pointwise):
+            if isinstance(role, Pointwise) and not role.through:
                 soft: Rectified = "two-component" if other.operation.op_type in SOFT_RECTIFIERS else "linear"
                 found.add("positive" if role.rectifier or role.guided else soft)
-            elif isinstance(role, (Rearrangement, Selection)) or (
-                isinstance(role, Linear) and role.kind == "normalisation"
-            ):
+            elif isinstance(role, (Rearrangement, Selection)) or _affine(other):
                 waiting.extend(other.operation.outputs)
             else:
                 found.add("linear")
     return next(iter(found)) if len(found) == 1 else "linear"
+
+
+def _readers(links: Sequence[Link]) -> dict[int, list[Link]]:
+    """{id of a value: the links that read it}."""
+    readers: dict[int, list[Link]] = {}
+    for link in links:
+        for i in link.operation.active:
+            readers.setdefault(id(link.operation.input(i)), []).append(link)
+    return readers
+
+
+def _affine(link: Link) -> bool:
+    """Whether every entry of the result is made of the operand's entry there and constants: a·x + b, or x rounded."""
+    role, node = link.role, link.operation
+    one = len(node.active) == 1 and node.y.shape is not None and node.y.shape == node.input(min(node.active)).shape
+    affine = isinstance(role, Sum) or (isinstance(role, Linear) and role.kind in ("normalisation", "scale"))
+    return one and (affine or (isinstance(role, Pointwise) and role.through))
+
+
+def _gate(link: Link, links: Sequence[Link]) -> Value:
+    """The last tensor behind a result, entry by entry of affine maps, that decides what a rectifier lets pass."""
+    readers, value = _readers(links), link.operation.y
+    while True:
+        behind = readers.get(id(value), [])
+        if len(behind) != 1 or not _affine(behind[0]):
+            return value
+        value = behind[0].operation.y
 
 
 def weights(layers: Sequence[Layer]) -> list[Array]:

@@ -121,8 +121,8 @@ class Pass:
             reading = layer.reading
             if layer.node not in self.neurons:
                 self.neurons[layer.node] = Neurons.empty(reading.layout.neurons, reading.layout.patch, reading.groups)
-            for x, y in reading.blocks(arrays[layer.x], arrays[layer.y]):
-                accumulate(self.neurons[layer.node], layer, x, y)
+            for x, y, gate in layer.blocks(arrays):
+                accumulate(self.neurons[layer.node], layer, x, y, gate)
         for addition in found.additions:
             if addition.node not in self.additions:
                 self.additions[addition.node] = Shares.empty(len(addition.operands), addition.channels)
@@ -151,8 +151,8 @@ class Pass:
         return [FittedSum(n, axes[n].operator, axes[n].axis, s) for n, s in self.additions.items()]
 
 
-def accumulate(sums: Neurons, layer: Layer, x: Array, y: Array) -> None:
-    """Add one block of samples: x and y as the layer's reading cuts them."""
+def accumulate(sums: Neurons, layer: Layer, x: Array, y: Array, gate: Array) -> None:
+    """Add one block of samples: x, y and the gate as the layer's reading cuts them."""
     reading = layer.reading
     groups, each = reading.groups, reading.layout.neurons // reading.groups
     values = reading.values(y)
@@ -160,7 +160,7 @@ def accumulate(sums: Neurons, layer: Layer, x: Array, y: Array) -> None:
     if not sums.patches:
         sums.pivot = values.mean(axis=1).reshape(-1)
     z = values - sums.pivot.reshape(groups, 1, each)
-    firing = (values > 0).astype(np.float64)
+    firing = ((values if gate is y else reading.values(gate)) > 0).astype(np.float64)
     on = firing * z
     sums.count += positions
     sums.positive += firing.sum(axis=1).reshape(-1)

@@ -145,8 +145,8 @@ class _Scoring:
                 continue
             if layer.node not in known:
                 known[layer.node] = Moments.empty(reading.layout.neurons, reading.layout.patch, reading.groups)
-            for x, y in reading.blocks(arrays[layer.x], arrays[layer.y]):
-                firing = (reading.values(y) > 0).astype(np.float64)
+            for x, _, gate in layer.blocks(arrays):
+                firing = (reading.values(gate) > 0).astype(np.float64)
                 for piece, patches in reading.patches(x, firing.shape[1]):
                     known[layer.node].add(patches, firing[:, piece], self.rows[layer.node])
 

@@ -90,11 +90,12 @@ _FUNCTIONS: tuple[tuple[str, dict[str, Any], Callable[[Array], Array]], ...] = (
     ("Gelu", {"approximate": "tanh"}, lambda x: x * 0.5 * (1.0 + np.tanh(_CUBIC * (x + 0.044715 * x**3)))),
     ("HardSwish", {}, lambda x: x * np.clip(x / 6.0 + 0.5, 0.0, 1.0)),
     ("Mish", {}, lambda x: x * np.tanh(np.logaddexp(0.0, x))),
+    ("Relu", {}, lambda x: np.maximum(x, 0.0)),
     ("Sigmoid", {}, _sigmoid),
     ("Softplus", {}, lambda x: np.logaddexp(0.0, x)),
 )
 _AT_FEW = np.stack([function(_FEW) for _, _, function in _FUNCTIONS])
-_ANCHORS = frozenset({"Clip", "Erf", "Exp", "HardSigmoid", "Min", "Pow", "Sigmoid", "Softplus", "Sqrt", "Tanh"})
+_ANCHORS = frozenset({"Clip", "Erf", "Exp", "HardSigmoid", "Max", "Min", "Pow", "Sigmoid", "Softplus", "Sqrt", "Tanh"})
 
 
 def _pointwise(region: Region) -> Found | None:

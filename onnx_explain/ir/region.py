@@ -86,6 +86,7 @@ _REDUCE: dict[str, Callable[[Operation, list[Array]], Array]] = {
 }  # fmt: skip
 _FURTHER = {"Clip": _clip, "HardSigmoid": _hard, "Transpose": _transpose}
 REDUCTIONS = frozenset(_REDUCE)
+ALONE = frozenset({"Clip", "Max"})  # what another operator's name may stand for by itself: a Relu
 KNOWN = frozenset({*_ONE, *_TWO, *_REDUCE, *_FURTHER})
 
 
@@ -217,7 +218,7 @@ class Regions:
         return not any(id(v) in self._read for v in node.outputs)
 
     def around(self, anchor: ir.Node) -> Iterator[Region]:
-        """Every closed region that holds the anchor, of two nodes or more."""
+        """Every closed region that holds the anchor, of two nodes or more, or of one that may spell another operator."""
         for end in self._ends(anchor):
             yield from self._up_from(end, anchor)
 
@@ -272,7 +273,8 @@ class Regions:
                 if maker is not None:
                     waiting[id(maker)] = maker
             forked = forked or len(sources) > 1
-            if len(sources) == 1 and len(nodes) > 1 and id(anchor) in nodes and self._closed(nodes, end):
+            whole = len(nodes) > 1 or node.op_type in ALONE
+            if len(sources) == 1 and whole and id(anchor) in nodes and self._closed(nodes, end):
                 inside = sorted(nodes.values(), key=lambda n: self.order[id(n)])
                 entry = next(iter(sources.values()))
                 yield Region(entry, end, tuple(self._view(n) for n in inside), tuple(constants.values()))

@@ -47,7 +47,7 @@ def quantised(node: Operation) -> Pointwise:
         inside = op.And(op.Greater(q, float(levels[0])), op.Less(q, float(levels[1])))
         return op.Cast(inside, to=kind)
 
-    return Pointwise(derivative, guided=rectifies)
+    return Pointwise(derivative, guided=rectifies, through=not rectifies)
 
 
 @expansion(QUANTISED)

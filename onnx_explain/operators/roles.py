@@ -119,6 +119,7 @@ class Pointwise:
     data: int = 0
     rectifier: bool = False  # y = max(x, 0): where y > 0, x == y
     guided: bool = False  # cuts off below 0, so guided backprop and DeconvNet treat it as they do a Relu
+    through: bool = False  # stands for the identity: rounding
 
 
 @dataclass(frozen=True)

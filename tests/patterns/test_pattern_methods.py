@@ -178,6 +178,41 @@ def test_a_sum_is_split_by_covariance_where_asked_for() -> None:
     np.testing.assert_allclose(passed.kept["c2"], passed.kept["sum"], rtol=1e-12)
 
 
+RECTIFIERS = {
+    "Relu": [("Relu", ["g"])],
+    "Clip": [("Clip", ["g", "zero", "six"])],
+    "Max": [("Max", ["g", "zero"])],
+    "Max of Min": [("Min", ["g", "six"]), ("Max", ["", "zero"])],
+    "Cast": [("Cast", ["g"]), ("Relu", [""])],
+}
+
+
+@pytest.mark.parametrize("name", RECTIFIERS)
+def test_a_neuron_fires_where_the_rectifier_behind_its_scale_and_shift_lets_pass(name: str) -> None:
+    h, k = np.array([-2.0, 0.5, 3.0, -1.0], np.float32), np.array([0.3, -0.4, 0.1, 0.2], np.float32)
+    constants = {"k": k, "h": h, "zero": np.float32(0), "six": np.float32(1e3)}
+    behind, last = [], "g"
+    for i, (operator, operands) in enumerate(RECTIFIERS[name]):
+        options = {"to": 1} if operator == "Cast" else {}
+        behind.append(node(operator, [o or last for o in operands], f"r{i}", **options))
+        last = f"r{i}"
+    w, v = weight("w", 4, 5), weight("v", 2, 4)
+    first = node("Gemm", ["x", "w"], "c", "hidden", transB=1)
+    scaled = [first, node("Mul", ["c", "h"], "d"), node("Add", ["k", "d"], "g"), *behind]
+    apart = [*scaled, node("Gemm", [last, "v"], "y", "head", transB=1)]
+    model = build(apart, ["N", 5], [w, v, *(numpy_helper.from_array(a, n) for n, a in constants.items())])
+    whole = numpy_helper.from_array(numpy_helper.to_array(w) * h[:, None], "w")
+    one = [node("Gemm", ["x", "w", "k"], "g", "hidden", transB=1), node("Relu", ["g"], "r")]
+    folded = build(
+        [*one, node("Gemm", ["r", "v"], "y", "head", transB=1)], ["N", 5], [whole, v, numpy_helper.from_array(k, "k")]
+    )
+    found, expected = (fit_patterns(m, data(60, 5), backend="reference") for m in (model, folded))
+    assert [f.regime for f in found.weights] == ["positive", "linear"]
+    np.testing.assert_allclose(
+        found.pattern("hidden", "positive"), expected.pattern("hidden", "positive") * h[:, None], rtol=1e-6
+    )
+
+
 def test_rectifier_like_functions_have_a_pattern_per_regime() -> None:
     nodes = [
         node("Gemm", ["x", "w", "b"], "h", "hidden", transB=1),
