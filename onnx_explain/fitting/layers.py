@@ -137,11 +137,12 @@ def watched(
                 # the result; not so where the product itself is wanted
                 named(original.outputs[0], wanted)
             regime, gate = _regime(link, links, target), _gate(link, links)
-            tensors = (x, node.y, gate if regime == "positive" else node.y)
+            gate = gate if regime == "positive" else node.y
+            numbers = sum(_size(v) for v in {id(v): v for v in (x, node.y, gate)}.values())
             layers.append(
                 Layer(
                     node.name, node.op_type, name, w, link.bias, regime, reading(node, role),
-                    *(named(v, wanted) for v in tensors), sum(_size(v) for v in {id(v): v for v in tensors}.values()),
+                    named(x, wanted), named(node.y, wanted), named(gate, wanted), numbers,
                 )
             )  # fmt: skip
         elif isinstance(role, Sum) and len(node.active) > 1 and wanted:

@@ -18,9 +18,11 @@ from onnx_explain.ir.halves import widened
 from onnx_explain.ir.view import Operation, Value, dims, rank, shape_text
 from onnx_explain.methods import Assignment, Composite
 from onnx_explain.operators.roles import Pointwise, zeros_like
+from onnx_explain.relevance import growth
 from onnx_explain.relevance.apart import inner_batches
 from onnx_explain.relevance.chain import Link
 from onnx_explain.relevance.graph import Row
+from onnx_explain.relevance.growth import Growth
 from onnx_explain.rules import gradient
 from onnx_explain.rules.share import Shares, Step
 
@@ -28,12 +30,13 @@ from onnx_explain.rules.share import Shares, Step
 @dataclass(frozen=True)
 class Part:
     """One contribution to a tensor's relevance; `zero_with`: it is zero wherever that value is. `gradient`: it is the
-    score's derivative still (above the first propagation).
+    score's derivative still (above the first propagation). `grown`: what r is scaled by.
     """
 
     r: Value
     zero_with: Value | None = None
     gradient: bool = False
+    grown: Growth = growth.NONE
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,9 @@ class Walk:
         """All relevance that came to a value; zeros where none did."""
         with self.op.serving(f"{value.name}"):
             total = self._total(value, gradient_here=False)
-            return total.r if total is not None else zeros_like(self.op, value)
+            if total is None:
+                return zeros_like(self.op, value)
+            return growth.restored(self.op, total.r, total.grown, apart=self.setting.apart)
 
     def per_sample(self, value: Value, like: Value | None = None) -> Value:
         """The sum over each sample: [N]; of all, [1], where they are not kept apart. `like`: whose entries it is laid out as."""
@@ -162,7 +167,7 @@ class Walk:
             return
         with op.serving(operation.name, node=operation.name, operator=operation.op_type):
             gradient_here = self.composite.first_propagation and (link.head or link.last)
-            rs = tuple(self._total(v, gradient_here) for v in operation.outputs)
+            rs = self._together([self._total(v, gradient_here) for v in operation.outputs])
             label, step, shares = self._shares(link, rs, gradient_here)
         role = type(link.role).__name__
         shapes = ", ".join(shape_text(operation.input(i)) for i in sorted(operation.active))
@@ -171,8 +176,9 @@ class Walk:
             self.rows.append(Row(taken.name, taken.op_type, "-", told, shape_text(taken.x), shape_text(taken.y)))
         self.rows.append(Row(operation.name, operation.op_type, role, label, shapes, shape_text(operation.y)))
         self.absorbed.extend((v, _laid_out_as(operation, v)) for v in shares.absorbed)
+        grown = next(p.grown for p in rs if p is not None).by(shares.growth)
         for k, r in shares.inputs.items():
-            self._receive(link, step, k, r, shares)
+            self._receive(link, step, k, r, shares, grown)
 
     def _shares(self, link: Link, rs: tuple[Part | None, ...], gradient_here: bool) -> tuple[str, Step, Shares]:
         operation, setting = link.operation, self.setting
@@ -207,7 +213,7 @@ class Walk:
             value.shape = ir.Shape([self.setting.samples])
         return left
 
-    def _receive(self, link: Link, step: Step, k: int, r: Value, shares: Shares) -> None:
+    def _receive(self, link: Link, step: Step, k: int, r: Value, shares: Shares, grown: Growth) -> None:
         x = step.node.input(k)
         if r.dtype != x.dtype or (r.shape is not None and x.shape is not None and len(r.shape) != len(x.shape)):
             raise VerificationError(
@@ -225,7 +231,7 @@ class Walk:
                 zero_with = x
             elif link.role.rectifier and r is step.r:  # type: ignore[union-attr]
                 zero_with = step.proxy
-        self.parts.setdefault(id(x), []).append(Part(r, zero_with, link.head))
+        self.parts.setdefault(id(x), []).append(Part(r, zero_with, link.head, grown))
 
     @property
     def _multipliers(self) -> bool:
@@ -247,15 +253,25 @@ class Walk:
             return None
         if not gradient_here:
             parts = [self._as_relevance(value, p) for p in parts]
-        r = parts[0].r
-        for part in parts[1:]:
-            r = self.op.typed(self.op.Add(r, part.r), value)
+        (r, *others), grown = growth.aligned(self.op, [p.r for p in parts], [p.grown for p in parts])
+        for other in others:
+            r = self.op.typed(self.op.Add(r, other), value)
+        r, grown = growth.reduced(self.op, r, grown)
         same = {id(p.zero_with) for p in parts}
         zero_with = parts[0].zero_with if len(same) == 1 else None
-        self.parts[id(value)] = [Part(r, zero_with, parts[0].gradient)]
+        self.parts[id(value)] = [Part(r, zero_with, parts[0].gradient, grown)]
         return self.parts[id(value)][0]
+
+    def _together(self, parts: Sequence[Part | None]) -> tuple[Part | None, ...]:
+        """The relevance of a node's outputs, scaled alike."""
+        given = [p for p in parts if p is not None]
+        if len(given) < 2:
+            return tuple(parts)
+        rs, grown = growth.aligned(self.op, [p.r for p in given], [p.grown for p in given])
+        scaled = iter([replace(p, r=r, grown=grown) for p, r in zip(given, rs)])
+        return tuple(None if p is None else next(scaled) for p in parts)
 
     def _as_relevance(self, value: Value, part: Part) -> Part:
         if not part.gradient or not self.composite.first_propagation:
             return part
-        return Part(self.op.typed(self.op.Mul(value, part.r), value), value)
+        return Part(self.op.typed(self.op.Mul(value, part.r), value), value, grown=part.grown)

@@ -7,6 +7,7 @@ follows here besides: which constants a weight is made of, so that patterns know
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
@@ -43,14 +44,14 @@ def weighted(patterns: Patterns, signal: Signal, choice: Choice, fallback: Fallb
         w = step.node.input(role.weight)
         fitted = _fitted(patterns, step, w)
         names = _estimators(fitted, choice)
-        parts = [
-            _through(op, step, role, r, _weight(op, patterns, fitted, w, name, signal, fallback, limit))
-            for name, r in zip(names, _regimes(op, step, names))
-        ]
+        made = [_weight(op, patterns, fitted, w, name, signal, fallback, limit) for name in names]
+        parts = [_through(op, step, role, r, weight) for (weight, _), r in zip(made, _regimes(op, step, names))]
         total = parts[0]
         for part in parts[1:]:
             total = op.typed(op.Add(total, part), step.node.input(role.data))
-        return Shares({role.data: total})
+        # w ⊙ a shares out what there is; a alone multiplies it, by less than the sum of its entries
+        grown = math.log2(1.0 + sum(size for _, size in made)) if signal == "pattern" else 0.0
+        return Shares({role.data: total}, growth=grown)
 
     return rule
 
@@ -88,8 +89,8 @@ def _weight(
     signal: Signal,
     fallback: Fallback,
     limit: float,
-) -> Value:
-    """a or w ⊙ a as an expression of constants, which is folded before anything runs."""
+) -> tuple[Value, float]:
+    """a or w ⊙ a as an expression of constants, which is folded before anything runs, and the sum of all |a|."""
     found = patterns.estimate(fitted.node, name, limit=limit)
     rows = found.rows
     if fallback == "linear" and name != "linear":
@@ -97,13 +98,14 @@ def _weight(
     # the operator multiplies by its scale once more, which w ⊙ a is meant to have and a alone is not
     a = fitted.layout.weight(rows)
     pattern = op.constant(a if signal == "attribution" else a / fitted.scale, like=w)
+    size = float(np.abs(a).sum() / abs(fitted.scale))
     if fallback == "filter" and found.zeroed.any():
         shares = np.where(found.zeroed & (fitted.sums.norm > 0), 1.0, 0.0) / np.where(
             fitted.sums.norm > 0, fitted.sums.norm, 1.0
         )
         factor = fitted.scale if signal == "attribution" else 1.0  # S_w = w/(wᵀw) of w with the scale in it
         pattern = op.typed(op.Add(pattern, op.Mul(w, op.constant(fitted.layout.spread(shares * factor), like=w))), w)
-    return pattern if signal == "pattern" else op.typed(op.Mul(w, pattern), w)
+    return (pattern if signal == "pattern" else op.typed(op.Mul(w, pattern), w)), size
 
 
 def _fitted(patterns: Patterns, step: Step, w: Value) -> FittedWeight:

@@ -54,12 +54,14 @@ class Step:
 @dataclass(frozen=True)
 class Shares:
     """Relevance per operand (by position), what was absorbed (tensors with the batch in front, to be summed per sample),
-    and the operands at which relevance is zero wherever the operand is.
+    and the operands at which relevance is zero wherever the operand is. `growth`: log2 of how many times r's largest the shares
+    may be, of rules that do not conserve and multiply over many layers (`relevance/growth.py`).
     """
 
     inputs: dict[int, Value]
     absorbed: list[Value] = field(default_factory=list)
     sparse: frozenset[int] = frozenset()
+    growth: float = 0.0
 
 
 Rule = Callable[[Emitter, Step], Shares]

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from pattern_nets import Array, build, convnet, data, node, residual, weight
 
 from onnx_explain import Explainer, MethodError
@@ -176,6 +176,59 @@ def test_a_sum_is_split_by_covariance_where_asked_for() -> None:
     share = patterns.sums[0].sums.split()[:, None, :, None, None]
     np.testing.assert_allclose(split.kept["c2"], split.kept["sum"] * share[0], rtol=1e-9)
     np.testing.assert_allclose(passed.kept["c2"], passed.kept["sum"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("layers", [12, 44])
+def test_a_signal_that_outgrows_float32_keeps_its_direction(layers: int) -> None:
+    nodes, weights, last = [], [weight("v", 2, 6)], "x"
+    for i in range(layers):
+        weights.append(weight(f"w{i}", 6, 6, scale=0.02))
+        nodes += [node("Gemm", [last, f"w{i}"], f"g{i}", f"layer{i}", transB=1), node("Relu", [f"g{i}"], f"r{i}")]
+        # behind every third layer a detour of two outputs, and a branch past it that is as strong
+        if i % 3 == 2:
+            nodes.append(helper.make_node("Split", [f"r{i}"], [f"a{i}", f"b{i}"], f"split{i}", axis=1, num_outputs=2))
+            nodes += [node("Concat", [f"b{i}", f"a{i}"], f"t{i}", axis=1), node("Add", [f"t{i}", f"g{i - 2}"], f"s{i}")]
+        last = f"s{i}" if i % 3 == 2 else f"r{i}"
+    model = build([*nodes, node("Gemm", [last, "v"], "y", "head", transB=1)], ["N", 6], weights)
+    x = data(40, 6)
+    patterns = fit_patterns(model, x, backend="reference")
+    found, expected = (
+        Explainer(model, "pattern-net", patterns=patterns, estimator="linear", backend=b)(x[:3]).relevance["x"]
+        for b in ("onnx", "reference")
+    )
+    largest = np.abs(expected).max(axis=1, keepdims=True)
+    assert np.isfinite(found).all()
+    assert (largest > 1e30).all() == (layers > 12)
+    np.testing.assert_allclose(found / largest, expected / largest, atol=2e-3)
+    free = gradient_with(model, patterns, x[:3])  # in float64, where nothing is scaled
+    np.testing.assert_allclose(expected / largest, free / np.abs(free).max(axis=1, keepdims=True), atol=1e-9)
+
+
+def gradient_with(model: onnx.ModelProto, patterns: Patterns, x: Array) -> Array:
+    """PatternNet as what it is: the derivative of the linear piece at x, with patterns for weights; float64 without any scaling."""
+    held = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in model.graph.initializer}
+    names = {n.name: n.input[1] for n in model.graph.node if n.op_type == "Gemm"}
+    a = {names[k]: patterns.pattern(k, "linear") for k in names}
+    known: dict[str, Array] = {"x": x.astype(np.float64)}
+    slope: dict[str, Array] = {"x": np.broadcast_to(np.eye(6), (len(x), 6, 6))}
+    for n in model.graph.node:
+        v, s = known[n.input[0]], slope[n.input[0]]
+        out = n.output[0]
+        if n.op_type == "Gemm":
+            known[out], slope[out] = v @ held[n.input[1]].T, a[n.input[1]] @ s
+        elif n.op_type == "Relu":
+            known[out], slope[out] = np.maximum(v, 0), (v > 0)[:, :, None] * s
+        elif n.op_type == "Split":
+            for k, o in enumerate(n.output):
+                known[o], slope[o] = v[:, 3 * k : 3 * k + 3], s[:, 3 * k : 3 * k + 3]
+        elif n.op_type == "Concat":
+            known[out] = np.concatenate([v, known[n.input[1]]], 1)
+            slope[out] = np.concatenate([s, slope[n.input[1]]], 1)
+        else:
+            known[out], slope[out] = v + known[n.input[1]], s + slope[n.input[1]]
+    y = known["y"]
+    k = y.argmax(1)
+    return np.asarray(slope["y"][np.arange(len(x)), k] * y.max(1)[:, None])
 
 
 RECTIFIERS = {
