@@ -163,8 +163,8 @@ def captum_method(name: str, **options: Any) -> Callable[[nn.Module], Attribute]
 
 
 def zennit_module(name: str) -> Any:
-    """`zennit.<name>`, also without torchvision, which zennit's `__init__` imports for its own ResNet canonizer."""
-    if "zennit" not in sys.modules and importlib.util.find_spec("torchvision") is None:
+    """`zennit.<name>`, without torchvision, which zennit's `__init__` imports for its own ResNet canonizer."""
+    if "zennit" not in sys.modules:
         spec = importlib.util.find_spec("zennit")
         if spec is None:
             raise ModuleNotFoundError("zennit is not installed: pip install 'onnx-explain[dev]'")

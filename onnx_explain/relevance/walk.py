@@ -189,7 +189,7 @@ class Walk:
             link.role,
             tuple(p.r if p is not None else None for p in rs),
             proxy,
-            sparse=main is not None and main.zero_with is not None,
+            sparse=main is not None and all(p is None or p.zero_with is not None for p in rs),
             rectified=id(proxy) in setting.nonnegative,
             nonnegative=frozenset(i for i in operation.active if id(operation.inputs[i]) in setting.nonnegative),
             accounting=setting.accounting and not gradient_here and not self._multipliers,

@@ -19,7 +19,7 @@ from onnx_explain.ir.composite import CompositeNode, expansion
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, rank
 from onnx_explain.operators.normalize import probabilities
-from onnx_explain.operators.roles import Linear, Normalization, Product, Sum, reduce_like
+from onnx_explain.operators.roles import Linear, Normalization, Pointwise, Product, Sum, reduce_like
 from onnx_explain.rules.share import (
     Rule,
     Shares,
@@ -439,7 +439,9 @@ def passing(op: Emitter, step: Step) -> Shares:
     data = getattr(step.role, "data", min(step.node.active))
     x = step.node.input(data)
     r = reduce_like(op, step.r, x)
-    return Shares({data: r}, sparse=frozenset({data} if step.sparse else ()))
+    # behind a shift, zeros of what is shifted are no zeros of R
+    unshifted = isinstance(step.role, Pointwise) or (isinstance(step.role, Linear) and step.role.kind == "scale")
+    return Shares({data: r}, sparse=frozenset({data} if step.sparse and unshifted else ()))
 
 
 def contribution(epsilon: float = 1e-6, mode: Literal["signed", "absolute"] = "signed") -> Rule:
