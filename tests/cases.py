@@ -197,6 +197,9 @@ def max_pools() -> Iterator[Case]:
     yield from case("-ceil", "kernel_shape=[2,2],strides=[2,2],ceil_mode=1", distinct(1, 2, 5, 7), opset=(10, 17))
     yield from case("-ceil-overlapping", "kernel_shape=[3,3],strides=[2,2],ceil_mode=1", distinct(1, 2, 6, 8))
     yield from case("-ceil-padded", "kernel_shape=[3,3],strides=[2,2],pads=[1,1,1,1],ceil_mode=1", distinct(1, 2, 6, 7))
+    # on the second axis a fifth window would start behind the input; on the first the fourth reaches past the pads
+    late = "kernel_shape=[2,2],strides=[2,2],pads=[0,1,0,1],ceil_mode=1"
+    yield from case("-ceil-late", late, Values((2, 2, 7, 7), "distinct", declared=("N", 2, 7, 7)))
     yield from case("-dilated", "kernel_shape=[2,3],dilations=[2,2]", distinct(1, 2, 6, 7))
     yield from case(
         "-dilated-stride", "kernel_shape=[2,2],dilations=[3,2],strides=[2,2],pads=[1,1,1,1]", distinct(1, 2, 8, 7)
@@ -246,6 +249,7 @@ def average_pools() -> Iterator[Case]:
     yield from case("-gaps", "kernel_shape=[2,2],strides=[3,3]", signed(1, 2, 8, 9))
     yield from case("-ceil", "kernel_shape=[2,2],strides=[2,2],ceil_mode=1", signed(1, 2, 5, 7), opset=(10, 19))
     yield from case("-ceil-padded", padded + ",ceil_mode=1", signed(1, 2, 6, 8))
+    yield from case("-ceil-late", "kernel_shape=[2,2],strides=[2,2],pads=[1,1,1,1],ceil_mode=1", signed(1, 2, 7, 7))
     # The last window's divisor leaves out what ceil_mode adds behind the padding; opset 19's text settled that.
     yield from case("-ceil-padded-count", padded + ",ceil_mode=1,count_include_pad=1", signed(1, 2, 6, 8), opset=19)
     yield from case("-dilated", "kernel_shape=[2,3],dilations=[2,2]", signed(1, 2, 6, 7), opset=19)

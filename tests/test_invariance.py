@@ -546,7 +546,9 @@ def test_a_selector_by_name_means_the_node_of_the_file() -> None:
 
 
 # What comes back to a Relu may not be zero where the Relu is: its output must not stand in for its input there.
-SHIFTED = "c = MatMul(x, w)\n r = {gate}(c)\n n = BatchNormalization<epsilon=0.0078125>(r, s, h, m, v)\n y = MatMul(n, k)"
+SHIFTED = (
+    "c = MatMul(x, w)\n r = {gate}(c)\n n = BatchNormalization<epsilon=0.0078125>(r, s, h, m, v)\n y = MatMul(n, k)"
+)
 PARTED = "c = MatMul(x, w)\n r = {gate}(c)\n a, b = Split<axis=1,num_outputs=2>(r)\n p = MatMul(a, q)\n o = MatMul(b, q)\n y = Sub(p, o)"
 HALVES = lrp_composite(
     (Selector(name="even"), lrp.flat(), "flat"), (Selector(kind="weighted"), lrp.epsilon(), "ε"), batch_norm="pass"
@@ -568,7 +570,9 @@ def test_a_rectifier_written_as_a_leak_of_nothing_changes_nothing(
     body: str, method: Any, options: dict[str, Any], backend: Any
 ) -> None:
     def relevance(gate: str) -> Array:
-        made = g(body.format(gate=gate), "float[N,6] x", w=drawn(6, 4), k=drawn(4, 3, seed=2), q=drawn(2, 3, seed=3), **BN)
+        made = g(
+            body.format(gate=gate), "float[N,6] x", w=drawn(6, 4), k=drawn(4, 3, seed=2), q=drawn(2, 3, seed=3), **BN
+        )
         made.graph.node[-2].name = "even"
         return Explainer(made, method, backend=backend, **options)(drawn(3, 6, seed=9), target=1).relevance["x"]
 

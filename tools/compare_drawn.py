@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from captum.attr._utils.custom_modules import Addition_Module
 from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule, GammaRule, IdentityRule
-from drawn_torch import Drawn, Joined, Summed, draw
 from compare_peers import zennit_module
+from drawn_torch import Drawn, Joined, Summed, draw
 from torch import Tensor, nn
 
 from onnx_explain import Selector, lrp_composite
@@ -38,7 +38,11 @@ attribution, canonizers, composites, layer, rules, types = (
     zennit_module(name) for name in ("attribution", "canonizers", "composites", "layer", "rules", "types")
 )
 Array = np.ndarray[Any, np.dtype[Any]]
-LONE = (Selector(role=Linear, kind="normalisation"), lrp.passing, "pass")  # what Zennit does where nothing can be merged
+LONE = (
+    Selector(role=Linear, kind="normalisation"),
+    lrp.passing,
+    "pass",
+)  # what Zennit does where nothing can be merged
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,9 +129,7 @@ def captum(name: str, **options: Any) -> Callable[[Drawn], Array]:
 
     def run(d: Drawn) -> Array:
         given = {k: v(d) if callable(v) else v for k, v in options.items()}
-        found: Tensor = getattr(ca, name)(d.network).attribute(
-            d.x.clone().requires_grad_(), target=d.target, **given
-        )
+        found: Tensor = getattr(ca, name)(d.network).attribute(d.x.clone().requires_grad_(), target=d.target, **given)
         return found.detach().numpy()
 
     return run
@@ -151,7 +153,9 @@ def noise_tunnel(kind: str, samples: int) -> Callable[[Drawn], Array]:
     return run
 
 
-def captum_lrp(rule: Callable[[], Any], norm: Callable[[], Any] = EpsilonRule, head: Callable[[], Any] | None = None) -> Callable[[Drawn], Array]:
+def captum_lrp(
+    rule: Callable[[], Any], norm: Callable[[], Any] = EpsilonRule, head: Callable[[], Any] | None = None
+) -> Callable[[Drawn], Array]:
     """Captum's LRP with `rule` on every convolution and dense layer (`head` on the latter), Epsilon elsewhere."""
 
     def run(d: Drawn) -> Array:
@@ -197,7 +201,14 @@ def _sums(name: str, module: nn.Module) -> dict[str, Any] | None:
     return {"forward": _sum_of.__get__(module), "canonizer_sum": layer.Sum()}
 
 
-def zennit(make: Callable[[list[Any], Drawn], Any], *, start: str = "one", merge: bool = True, attributor: Any = attribution.Gradient, **options: Any) -> Callable[[Drawn], Array]:
+def zennit(
+    make: Callable[[list[Any], Drawn], Any],
+    *,
+    start: str = "one",
+    merge: bool = True,
+    attributor: Any = attribution.Gradient,
+    **options: Any,
+) -> Callable[[Drawn], Array]:
     """Relevance by a composite, seeded with one or with the target's score."""
 
     def run(d: Drawn) -> Array:
@@ -221,7 +232,9 @@ def composite(name: str, **options: Any) -> Callable[[list[Any], Drawn], Any]:
     )
 
 
-def everywhere(rule: Callable[[Drawn], Any], first: Callable[[Drawn], Any] | None = None) -> Callable[[list[Any], Drawn], Any]:
+def everywhere(
+    rule: Callable[[Drawn], Any], first: Callable[[Drawn], Any] | None = None
+) -> Callable[[list[Any], Drawn], Any]:
     """One rule on all weighted layers, another on the first one; the rest as in Zennit's own composites."""
 
     def make(changes: list[Any], d: Drawn) -> Any:
@@ -269,8 +282,20 @@ def _zennit_contests() -> Iterator[Contest]:
         ):
             fits = one_first if "Flat" in name else lambda d: True
             theirs = composite(name, zero_params=zero)
-            yield Contest(f"{method}, fold{suffix}", f"zennit {name}", by(method, "one", zero_bias=bias), zennit(theirs), lambda d, f=fits: f(d) and merges(d))  # type: ignore[misc]
-            yield Contest(f"{method}, pass{suffix}", f"zennit {name}, no canonizer", by(method, "one", zero_bias=bias, batch_norm="pass"), zennit(theirs, merge=False), fits)
+            yield Contest(
+                f"{method}, fold{suffix}",
+                f"zennit {name}",
+                by(method, "one", zero_bias=bias),
+                zennit(theirs),
+                lambda d, f=fits: f(d) and merges(d),
+            )  # type: ignore[misc]
+            yield Contest(
+                f"{method}, pass{suffix}",
+                f"zennit {name}, no canonizer",
+                by(method, "one", zero_bias=bias, batch_norm="pass"),
+                zennit(theirs, merge=False),
+                fits,
+            )
         yield Contest(
             f"lrp-epsilon-gamma-box, fold{suffix}", "zennit EpsilonGammaBox",
             by("lrp-epsilon-gamma-box", "score", low=-3.0, high=3.5, zero_bias=bias),
@@ -284,12 +309,25 @@ def _zennit_contests() -> Iterator[Contest]:
             ("γ 100", lrp.gamma(100.0, zero_bias=bias), lambda d, z=zero: rules.Gamma(100.0, zero_params=z)),
             ("z⁺", lrp.z_plus(zero_bias=bias), lambda d, z=zero: rules.ZPlus(zero_params=z)),
             ("α2β1", lrp.alpha_beta(zero_bias=bias), lambda d, z=zero: rules.AlphaBeta(zero_params=z)),
-            ("α1β0", lrp.alpha_beta(1.0, 0.0, zero_bias=bias), lambda d, z=zero: rules.AlphaBeta(1.0, 0.0, zero_params=z)),
-            ("α3β2", lrp.alpha_beta(3.0, 2.0, zero_bias=bias), lambda d, z=zero: rules.AlphaBeta(3.0, 2.0, zero_params=z)),
+            (
+                "α1β0",
+                lrp.alpha_beta(1.0, 0.0, zero_bias=bias),
+                lambda d, z=zero: rules.AlphaBeta(1.0, 0.0, zero_params=z),
+            ),
+            (
+                "α3β2",
+                lrp.alpha_beta(3.0, 2.0, zero_bias=bias),
+                lambda d, z=zero: rules.AlphaBeta(3.0, 2.0, zero_params=z),
+            ),
             ("w²", lrp.w_square(with_bias=not bias), lambda d, z=zero: rules.WSquare(zero_params=z)),
             ("flat", lrp.flat(), lambda d: rules.Flat()),
         ):
-            yield Contest(f"{label} everywhere{suffix}", "zennit rule", by(lrp_composite(LONE, (WEIGHTED, ours, "")), "one"), zennit(everywhere(rule)))
+            yield Contest(
+                f"{label} everywhere{suffix}",
+                "zennit rule",
+                by(lrp_composite(LONE, (WEIGHTED, ours, "")), "one"),
+                zennit(everywhere(rule)),
+            )
     for label, ours, rule in (
         ("zᴮ", lrp.z_box(-3.0, 3.5), lambda d: rules.ZBox(box(d, 0), box(d, 1))),
         ("w²", lrp.w_square(with_bias=True), lambda d: rules.WSquare()),
@@ -301,7 +339,13 @@ def _zennit_contests() -> Iterator[Contest]:
         )  # fmt: skip
     for method, name in (("guided-backprop", "GuidedBackprop"), ("deconvnet", "DeconvNet")):
         yield Contest(method, f"zennit {name}", by(method), zennit(composite(name), merge=False))
-    yield Contest("integrated-gradients right 20", "zennit IntegratedGradients", by("integrated-gradients", steps=20, rule="right"), zennit(lambda c, d: None, attributor=attribution.IntegratedGradients), limit=1e-6)  # α in float32
+    yield Contest(
+        "integrated-gradients right 20",
+        "zennit IntegratedGradients",
+        by("integrated-gradients", steps=20, rule="right"),
+        zennit(lambda c, d: None, attributor=attribution.IntegratedGradients),
+        limit=1e-6,
+    )  # α in float32
 
 
 def _captum_contests() -> Iterator[Contest]:
@@ -310,12 +354,29 @@ def _captum_contests() -> Iterator[Contest]:
     yield Contest("input-x-gradient", "captum InputXGradient", by("input-x-gradient"), captum("InputXGradient"))
     yield Contest("guided-backprop", "captum GuidedBackprop", by("guided-backprop"), captum("GuidedBackprop"))
     yield Contest("deconvnet", "captum Deconvolution", by("deconvnet"), captum("Deconvolution"))
-    for rule, scale in (("gausslegendre", 1.0), ("riemann_left", 1.0), ("riemann_middle", 1.0), ("riemann_right", 1.0), ("riemann_trapezoid", 12 / 11)):
+    for rule, scale in (
+        ("gausslegendre", 1.0),
+        ("riemann_left", 1.0),
+        ("riemann_middle", 1.0),
+        ("riemann_right", 1.0),
+        ("riemann_trapezoid", 12 / 11),
+    ):
         for label, start in (("zero", None), ("given", base)):
-            theirs = captum("IntegratedGradients", n_steps=12, method=rule, baselines=(lambda d: torch.from_numpy(base(d))) if start else None)
+            theirs = captum(
+                "IntegratedGradients",
+                n_steps=12,
+                method=rule,
+                baselines=(lambda d: torch.from_numpy(base(d))) if start else None,
+            )
             ours = by("integrated-gradients", steps=12, rule=rule.removeprefix("riemann_"), baseline=start or "zero")
             # captum's trapezoid weighs (n - 1)/n in all; its α are float32
-            yield Contest(f"integrated-gradients {rule}, {label}", "captum", ours, lambda d, t=theirs, s=scale: s * t(d), limit=2e-6)  # type: ignore[misc]
+            yield Contest(
+                f"integrated-gradients {rule}, {label}",
+                "captum",
+                ours,
+                lambda d, t=theirs, s=scale: s * t(d),
+                limit=2e-6,
+            )  # type: ignore[misc]
     for method, kind in (("smoothgrad", "smoothgrad"), ("smoothgrad-squared", "smoothgrad_sq"), ("vargrad", "vargrad")):
         yield Contest(method, "captum NoiseTunnel", in_noise(method, 5), noise_tunnel(kind, 5))
     for label, start in (("zero", None), ("given", base)):
@@ -325,14 +386,37 @@ def _captum_contests() -> Iterator[Contest]:
             captum("DeepLift", baselines=(lambda d: torch.from_numpy(base(d))) if start else None), lambda d: not d.has & {"max", "SiLU", "GELU"},
         )  # fmt: skip
     eps = {"epsilon": 1e-9, "batch_norm": "epsilon"}
-    yield Contest("lrp-epsilon 1e-9", "captum LRP", by("lrp-epsilon", **eps), captum_lrp(EpsilonRule), in_captums_reach, 1e-6)
-    yield Contest("lrp-epsilon 1e-9, pass", "captum LRP, IdentityRule", by("lrp-epsilon", epsilon=1e-9, batch_norm="pass"), captum_lrp(EpsilonRule, IdentityRule), in_captums_reach, 1e-6)
+    yield Contest(
+        "lrp-epsilon 1e-9", "captum LRP", by("lrp-epsilon", **eps), captum_lrp(EpsilonRule), in_captums_reach, 1e-6
+    )
+    yield Contest(
+        "lrp-epsilon 1e-9, pass",
+        "captum LRP, IdentityRule",
+        by("lrp-epsilon", epsilon=1e-9, batch_norm="pass"),
+        captum_lrp(EpsilonRule, IdentityRule),
+        lambda d: in_captums_reach(d) and merges(d),
+        1e-6,
+    )
     for zero, b in ((False, ""), (True, "0")):
         gamma = LinearRule((Share((Term("", "g+", b),)),), 1e-9, 0.25)
         alpha = LinearRule((Share((Term("", "+", b),)),), 1e-9)
         suffix = ", no bias" if zero else ""
-        yield Contest(f"γ 0.25 as captum's{suffix}", "captum GammaRule", by(lrp_composite((WEIGHTED, gamma, ""), **eps)), captum_lrp(lambda z=zero: GammaRule(0.25, z)), in_captums_reach, 1e-6)
-        yield Contest(f"α1β0 as captum's{suffix}", "captum Alpha1_Beta0_Rule", by(lrp_composite((WEIGHTED, alpha, ""), **eps)), captum_lrp(lambda z=zero: Alpha1_Beta0_Rule(z)), in_captums_reach, 1e-6)
+        yield Contest(
+            f"γ 0.25 as captum's{suffix}",
+            "captum GammaRule",
+            by(lrp_composite((WEIGHTED, gamma, ""), **eps)),
+            captum_lrp(lambda z=zero: GammaRule(0.25, z)),
+            in_captums_reach,
+            1e-6,
+        )
+        yield Contest(
+            f"α1β0 as captum's{suffix}",
+            "captum Alpha1_Beta0_Rule",
+            by(lrp_composite((WEIGHTED, alpha, ""), **eps)),
+            captum_lrp(lambda z=zero: Alpha1_Beta0_Rule(z)),
+            in_captums_reach,
+            1e-6,
+        )
 
 
 CONTESTS = (*_zennit_contests(), *_captum_contests())
@@ -393,12 +477,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         fitting = [line for line in lines if line.contest.fits(d)]
         for line, ours in zip(fitting, answers(d, [line.contest.ours for line in fitting])):
             line.meet(d, ours)
-        print(f"seed {seed}: {', '.join(sorted(d.has))} ({time.perf_counter() - started:.1f} s)", file=sys.stderr, flush=True)
+        print(
+            f"seed {seed}: {', '.join(sorted(d.has))} ({time.perf_counter() - started:.1f} s)",
+            file=sys.stderr,
+            flush=True,
+        )
     rows = [
         (x.contest.name, x.contest.peer, str(x.cases), f"{x.worst:.0e}", "" if x.at is None else str(x.at), f"{len(x.beyond)}: {x.beyond[:8]}" if x.beyond else "", "; ".join(f"{e} {s[:4]}" for e, s in x.ours_failed.items()), "; ".join(f"{e} {s[:4]}" for e, s in x.peer_failed.items()))
         for x in lines
     ]  # fmt: skip
-    bench_cpu.show(("ours", "peer", "cases", "worst", "seed", "beyond", "ours failed", "peer failed"), rows, "Drawn networks beside the peers")
+    bench_cpu.show(
+        ("ours", "peer", "cases", "worst", "seed", "beyond", "ours failed", "peer failed"),
+        rows,
+        "Drawn networks beside the peers",
+    )
     return int(any(x.beyond or x.ours_failed for x in lines))
 
 

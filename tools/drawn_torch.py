@@ -127,7 +127,16 @@ class _Drawing:
         if make.__name__.startswith("ConvT"):
             self.has.add("transposed")
             pads = [min(p, d * (k - 1) // 2) for p, k, d in zip(pads, kernel, dilation)]
-        layer = make(c, wide, tuple(kernel), tuple(stride), tuple(pads), groups=group, bias=self.chance(0.8), dilation=tuple(dilation))
+        layer = make(
+            c,
+            wide,
+            tuple(kernel),
+            tuple(stride),
+            tuple(pads),
+            groups=group,
+            bias=self.chance(0.8),
+            dilation=tuple(dilation),
+        )
         return self.after(layer)
 
     def norm(self, *, folds: bool) -> nn.Module:
@@ -142,7 +151,9 @@ class _Drawing:
             self.has.add("max")
             return self.after(self.of_rank("MaxPool")(kernel, stride, pads, ceil_mode=ceil))
         self.has.add("average")
-        return self.after(self.of_rank("AvgPool")(kernel, stride, pads, ceil_mode=False, count_include_pad=self.chance(0.5)))
+        return self.after(
+            self.of_rank("AvgPool")(kernel, stride, pads, ceil_mode=False, count_include_pad=self.chance(0.5))
+        )
 
     def unit(self, *, same: bool = False, out: int | None = None, active: bool = True) -> list[nn.Module]:
         """A convolution, perhaps normalised, perhaps with an activation."""

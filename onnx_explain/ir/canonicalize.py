@@ -20,6 +20,7 @@ from onnx_ir.passes import common as passes
 
 from onnx_explain.errors import InputError, ModelError, UnsupportedOperator, suggest
 from onnx_explain.ir.apart import take_apart
+from onnx_explain.ir.ceilings import leave_out_late_windows
 from onnx_explain.ir.classic import REFUSED
 from onnx_explain.ir.dequantise import join, lay_apart
 from onnx_explain.ir.emit import set_dtype
@@ -64,6 +65,7 @@ def canonicalize(model: ir.Model, shapes: Shapes | None = None, *, whole: bool =
     _say_defaults(model)
     _name(model)
     _clear_stale_shapes(model)
+    leave_out_late_windows(model, look)
     joins = lay_apart(model)
     _infer(model)
     _refuse_giants(model)
