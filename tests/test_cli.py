@@ -19,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from onnx_explain import METHODS, __version__
-from onnx_explain.cli import app, arguments, console, explaining
+from onnx_explain.cli import app, arguments, comparing, console, explaining, results, strips
 from onnx_explain.cli.explaining import Job
 from onnx_explain.cli.reading import Given
 from onnx_explain.errors import InputError, MethodError, TargetError
@@ -420,6 +420,32 @@ def test_relevance_that_is_no_number_names_input_and_method(place: Path) -> None
 def test_the_prediction_is_told_whatever_is_asked_first(place: Path) -> None:
     args = ("explain", "cnn.onnx", "pictures/p0.png", "-m", "gradient", "-t", "logits[0,1]-logits[0,0]", "-t", "1")
     assert "p0: predicted " in run(*args).stdout
+
+
+def test_maps_without_a_sign_say_so_and_have_none(place: Path) -> None:
+    unsigned = [m for m in METHODS.values() if not m.signed and m.family != "attention"]
+    args = [word for m in unsigned for word in ("-m", m.name)]
+    for r in document("explain", "cnn.onnx", "pictures/p0.png", *args)["results"]:
+        assert loaded(r["files"]["arrays"])["relevance/x"].min() >= 0
+        assert comparing.caption(record_like(r)).startswith(results.SIZE_ALONE)
+    assert {"saliency", "vargrad", "smoothgrad-squared"} == {m.name for m in unsigned}
+
+
+def record_like(entry: dict[str, Any]) -> results.Record:
+    return results.Record(**{**entry, "files": {}})
+
+
+@pytest.mark.parametrize(("terminal", "enough"), [("xterm-256color", True), ("xterm", False), ("dumb", False)])
+def test_a_text_is_coloured_where_a_terminal_has_the_colours(
+    terminal: str, enough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for name in ("NO_COLOR", "COLORTERM", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", terminal)
+    assert strips.coloured() is enough
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not strips.coloured()
 
 
 def test_a_label_as_long_as_a_book_is_cut(place: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -379,6 +380,9 @@ def test_damaged_and_foreign_files_are_refused_by_name(folder: Path) -> None:
     for name, content in files.items():
         (folder / name).write_bytes(content)
         refusal(folder / name, spec(1, 3, 8, 8))
+    with zipfile.ZipFile(folder / "other.npz", "w") as archive:
+        archive.writestr("../../x.npy", b"no array")
+    assert "no .npy file" in refusal(folder / "other.npz", spec(1, 3, 8, 8))
     assert "opened" in refusal(folder / "missing.png", spec(1, 3, 8, 8))
     assert "opened" in refusal(folder, spec(1, 3, 8, 8))
 

@@ -17,6 +17,7 @@ from onnx_explain.cli.explaining import Job, single
 from onnx_explain.cli.labels import embedded_preset, labels_of
 from onnx_explain.cli.reading import feeds_of, input_specs
 from onnx_explain.cli.results import (
+    SIZE_ALONE,
     Named,
     Record,
     check_finite,
@@ -127,6 +128,8 @@ def caption(record: Record) -> str:
     seconds = f"{record.seconds:.2f} s" if record.seconds >= 0.095 else f"{1000 * record.seconds:.0f} ms"
     if record.completeness is not None:
         return f"completeness {console.short(record.completeness)}, {seconds}"
+    if not METHODS[record.method].signed:
+        return f"{SIZE_ALONE}, {seconds}"
     return f"conservation {console.short(record.conservation)}, {seconds}" if record.conserves else seconds
 
 

@@ -19,13 +19,14 @@ from onnx_explain.data import Array, Sample
 from onnx_explain.errors import InputError, OutputError
 from onnx_explain.explanation import Explanation, plain_option
 from onnx_explain.files import draft
-from onnx_explain.methods import Method
+from onnx_explain.methods import METHODS, Method
 from onnx_explain.text import parts_of, save_html, told
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OVERVIEW, COLUMNS = "overview.png", "columns"
+SIZE_ALONE = "how much, not which way"  # of methods without a sign, whose red the legend would misname
 _STEM = 80  # characters of a target in a file's name
 _PIXELS = 448  # the shorter side of a heat map, at least
 
@@ -157,7 +158,8 @@ class Results:
     ) -> dict[str, str]:
         """The heat map (and overlay) of every picture among the inputs, the plot of every other input."""
         files: dict[str, str] = {}
-        title = f"{sample.name}: {record.explained}, {e.method}"
+        told = e.method if METHODS[record.method].signed else f"{e.method} ({SIZE_ALONE})"
+        title = f"{sample.name}: {record.explained}, {told}"
         columns = single_values(e)
         drawn = [n for n in e.drawn if n not in columns] + ([COLUMNS] if columns else [])
         for name in drawn:
@@ -198,8 +200,13 @@ class Results:
             end = f"-{slug(name)}" if len(first.drawn) > 1 else ""
             path = self.path(*parts, OVERVIEW.replace(".", f"{end}."))
             title = sample.name if several else f"{sample.name}: {records[0].explained}"
+            notes = {
+                _panel(n.method, r.explained if several else None): SIZE_ALONE
+                for n, r in zip(named, records)
+                if not n.entry.signed
+            }
             figure = render.figure_images(
-                shown(sample, first, name), maps, title=title, dark=self._dark, overlays=False
+                shown(sample, first, name), maps, title=title, dark=self._dark, overlays=False, notes=notes
             )
             render.save_figure(figure, path)
             files[f"overview{end}"] = str(path)

@@ -24,8 +24,12 @@ def print_parts(parts: Sequence[Part]) -> None:
 
 
 def coloured() -> bool:
-    """Whether stdout is a terminal that is asked to show colours."""
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    """Whether stdout is a terminal that is asked to show colours, and has enough of them: of sixteen, orange is yellow."""
+    if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
+        return False
+    from rich.console import Console
+
+    return Console().color_system in ("256", "truecolor", "windows")
 
 
 def with_shares(parts: Sequence[Part]) -> str:

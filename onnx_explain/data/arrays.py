@@ -61,7 +61,12 @@ def _arrays(path: Path, specs: Sequence[InputSpec]) -> list[Array]:
                 if file.read(2) == b"PK":
                     file.seek(0)
                     archive = np.load(file, allow_pickle=False)
-                    return [archive[key] for key in _keys(path, archive.files, specs)]
+                    found = [archive[key] for key in _keys(path, archive.files, specs)]
+                    if not all(
+                        isinstance(array, np.ndarray) for array in found
+                    ):  # NumPy hands out other files as bytes
+                        raise ValueError("what lies in it is no .npy file")
+                    return found
             array = np.load(path, mmap_mode="r", allow_pickle=False)
     except InputError:
         raise

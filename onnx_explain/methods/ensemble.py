@@ -203,6 +203,7 @@ def _smoothgrad(
     seed="one",
     family="path",
     conserves=False,
+    signed=False,
 )
 def _smoothgrad_squared(
     samples: int = 50, noise_level: float = 0.15, sigma: float | None = None, random_seed: int = 0
@@ -217,6 +218,7 @@ def _smoothgrad_squared(
     seed="one",
     family="path",
     conserves=False,
+    signed=False,
 )
 def _vargrad(
     samples: int = 50, noise_level: float = 0.15, sigma: float | None = None, random_seed: int = 0

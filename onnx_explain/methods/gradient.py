@@ -28,7 +28,9 @@ def _gradient() -> Composite:
     return _gradient_family("gradient")
 
 
-@register_method("saliency", "magnitude of the gradient", _SIMONYAN, seed="one", family="gradient", conserves=False)
+@register_method(
+    "saliency", "magnitude of the gradient", _SIMONYAN, seed="one", family="gradient", conserves=False, signed=False
+)
 def _saliency() -> Composite:
     return _gradient_family("gradient", "absolute")
 

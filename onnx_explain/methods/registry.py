@@ -157,7 +157,8 @@ class Method:
     """A method by name: what it means, where it comes from, its options with their defaults, and how to build it.
 
     `seed`: where relevance starts by default: the explained value itself, or one. `conserves`: whether relevance is
-    meant to sum to the seed (or to the change of the score). `choices`: the values that an option may take.
+    meant to sum to the seed (or to the change of the score). `choices`: the values that an option may take. `signed`: whether
+    it says which way an element works, or how much alone.
     """
 
     name: str
@@ -169,6 +170,7 @@ class Method:
     conserves: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    signed: bool = True
 
     def procedure(self, options: Mapping[str, Any]) -> Composite | Procedure:
         """What the method does under the given options; MethodError names an option it does not have."""
@@ -229,6 +231,7 @@ def register_method(
     seed: Seed = "score",
     family: Family = "relevance",
     conserves: bool = True,
+    signed: bool = True,
 ) -> Callable[[Builder], Builder]:
     """Register a method; the builder's keyword arguments and defaults are its options, their literal types its choices."""
 
@@ -236,7 +239,7 @@ def register_method(
         if name in METHODS:
             raise MethodError(f"There is a method {name!r} already; give yours another name.")
         defaults = {p.name: p.default for p in inspect.signature(build).parameters.values()}
-        METHODS[name] = Method(name, summary, paper, build, seed, family, conserves, defaults, _choices(build))
+        METHODS[name] = Method(name, summary, paper, build, seed, family, conserves, defaults, _choices(build), signed)
         return build
 
     return register

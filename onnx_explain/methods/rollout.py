@@ -17,6 +17,7 @@ ALIASES.update({"rollout": "attention-rollout", "gradient-attention-rollout": "g
     seed="one",
     family="attention",
     conserves=False,
+    signed=False,
 )
 def _attention_rollout(residual: float = 0.5, heads: rollout.Heads = "mean") -> Composite:
     if not 0.0 <= residual <= 1.0:
