@@ -689,8 +689,9 @@ def machine(driver: Driver, words: Sequence[str]) -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
     }
     versions = [f"python {platform.python_version()}"]
-    names = ("onnx-explain", "onnxruntime-gpu", "onnxruntime", "triton", "numba", "numba-cuda", "numpy")
-    for name in (*names, "torch", "captum", "zennit"):
+    ort = bench_methods.plain.runtime()  # of two distributions the one that is imported
+    versions.append(f"ONNX Runtime {ort.__version__} (CUDA {getattr(ort, 'cuda_version', '') or '–'})")
+    for name in ("onnx-explain", "triton", "numba", "numba-cuda", "numpy", "torch", "captum", "zennit"):
         with suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name} {importlib.metadata.version(name)}")
     found["versions"] = ", ".join(versions)

@@ -19,8 +19,10 @@ pytest.importorskip("triton", reason="triton (extra [test]) is not installed")
 pytest.importorskip("numba", reason="numba (extra [test]) is not installed")
 
 from gpu_stand_in import FakeGpu, stand_in
+from onnx_explain_kernels import launch
 
 from onnx_explain.backends.gpu import Device, GpuRunner, OutOfMemory, foreign, is_on_device, libraries
+from onnx_explain.backends.gpu import device as opening
 from onnx_explain.backends.gpu.arrays import borrowed
 from onnx_explain.backends.gpu.device import OnDevice, _failed
 from onnx_explain.backends.onnx import Session
@@ -53,10 +55,13 @@ class FakeOrt:
     cuda_version = "13.0"
 
     def __init__(self, *providers: str) -> None:
-        self.providers, self.asked = providers, []
+        self.providers, self.asked = providers, list[dict[str, Any]]()
 
     def get_available_providers(self) -> list[str]:
         return list(self.providers)
+
+    def set_default_logger_severity(self, severity: int) -> None:
+        self.severity = severity
 
     def preload_dlls(self, **options: Any) -> None:
         self.asked.append(options)
@@ -67,17 +72,25 @@ class FakeOrt:
 def test_libraries_of_cuda_are_loaded_from_wherever_the_wheels_lie(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for part in ("cu13", "cudnn", "cu12"):
-        (tmp_path / "nvidia" / part / "lib").mkdir(parents=True)
-    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "nvidia"), str(tmp_path / "none")])
+    for root, part, name in (
+        ("lean", "cu13", "libcudart.so.13"),
+        ("nvidia", "cu13", "libcublasLt.so.13"),
+        ("nvidia", "cudnn", "libcudnn.so.9"),
+        ("nvidia", "cu12", "libcublasLt.so.12"),
+        ("second", "cu13", "libcublasLt.so.13"),
+    ):
+        (tmp_path / root / part / "lib").mkdir(parents=True)
+        (tmp_path / root / part / "lib" / name).touch()
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / n) for n in ("none", "lean", "nvidia", "second")])
     monkeypatch.setattr(libraries.importlib.util, "find_spec", lambda name: spec)  # type: ignore[attr-defined]
     ort = FakeOrt("CUDAExecutionProvider")
-    assert libraries.loaded(ort) == "Failed to load libcurand.so.10: no such file"
+    assert libraries.loaded(ort) == "libcurand.so.10 cannot be loaded"
     assert ort.asked == [
         {"cudnn": False, "directory": str(tmp_path / "nvidia" / "cu13" / "lib")},
         {"cuda": False, "directory": str(tmp_path / "nvidia" / "cudnn" / "lib")},
         {},
     ]
+    assert ort.severity == 4
     assert capsys.readouterr().out == "", "a library prints nothing"
 
 
@@ -274,3 +287,39 @@ def test_a_session_that_cannot_start_takes_no_other_provider(
     with pytest.raises(ModelError, match="cannot load the model"):
         device.session(model_of([helper.make_node("NoSuchOperator", ["x"], ["y"])], onnx.TensorProto.FLOAT, "y"))
     assert capsys.readouterr().out == ""
+
+
+def test_explainers_share_the_code_on_a_device_and_each_has_a_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, there = stand_in(tmp_path)
+    made: list[int] = []
+    monkeypatch.setattr(launch, "Kernels", lambda device: made.append(device) or there.kernels)
+    monkeypatch.setattr(opening, "loaded", lambda ort: "")
+    monkeypatch.setattr(opening, "OnDevice", lambda device, model: SimpleNamespace(run=lambda feeds: {}))
+    opening._kernels.cache_clear()
+    try:
+        devices = [Device.open(), Device.open("ieee")]
+    finally:
+        opening._kernels.cache_clear()
+    assert made == [0]
+    assert devices[0].kernels is devices[1].kernels
+    assert devices[0].stream != devices[1].stream
+    assert fake.streams[devices[0].stream] == 0
+
+
+def test_a_provider_that_does_not_start_is_told_with_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(device: Device, model: bytes) -> None:
+        raise ModelError("ONNX Runtime took the CPU in its place.")
+
+    monkeypatch.setattr(opening, "_kernels", lambda ordinal: stand_in(tmp_path)[1].kernels)
+    monkeypatch.setattr(opening, "OnDevice", fails)
+    for missing, told in (
+        ("libcublas.so.13 cannot be loaded", "libcublas.so.13 cannot"),
+        ("", "took the CPU in its place"),
+    ):
+        monkeypatch.setattr(opening, "loaded", lambda ort, missing=missing: missing)
+        with pytest.raises(RuntimeMissing, match=rf"CUDA provider does not work \(.*{told}.*\); install"):
+            Device.open()

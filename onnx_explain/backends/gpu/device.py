@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +42,14 @@ def _chosen() -> dict[str, Any]:
         if found[variable] not in words:
             raise MethodError(f"{variable} must be {' or '.join(words)}, not {found[variable]!r}.")
     return {"dense": found[DENSE_VARIABLE], "graphs": found[GRAPHS_VARIABLE] == "1"}
+
+
+@lru_cache
+def _kernels(ordinal: int) -> Any:
+    """The kernels of a GPU, for all explainers of this process: code that is loaded stays loaded."""
+    from onnx_explain_kernels.launch import Kernels
+
+    return Kernels(device=ordinal)
 
 
 class OutOfMemory(ModelError):
@@ -73,14 +82,13 @@ class Device:
         """The first GPU; RuntimeMissing where there is none, or ONNX Runtime has no CUDA provider."""
         try:
             from onnx_explain_kernels.errors import KernelError
-            from onnx_explain_kernels.launch import Kernels
         except ImportError as error:
             raise RuntimeMissing(
                 'The GPU kernels are not installed: `pip install "onnx-explain[gpu]"`, or use device="cpu".'
             ) from error
         missing = loaded(runtime())
         try:
-            device = Device.of(Kernels(device=ordinal), precision=precision, ordinal=ordinal, **_chosen())
+            device = Device.of(_kernels(ordinal), precision=precision, ordinal=ordinal, **_chosen())
             OnDevice(device, _smallest()).run({"x": np.ones(1, np.float32)})  # its libraries, and code for this GPU
             return device
         except KernelError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -19,7 +20,7 @@ PROVIDER = "CUDAExecutionProvider"
 
 
 def loaded(ort: Any) -> str:
-    """Load what the provider needs; what ONNX Runtime prints of libraries that it does not find, which is empty where it does.
+    """Load what the provider needs; which libraries cannot be, as part of a sentence, empty where all can.
 
     Raises:
         RuntimeMissing: this ONNX Runtime has no CUDA provider.
@@ -27,25 +28,27 @@ def loaded(ort: Any) -> str:
     """
     if PROVIDER not in ort.get_available_providers():
         raise RuntimeMissing(f'{_without()}, or use device="cpu".')
+    ort.set_default_logger_severity(4)  # what it reports of CUDA is raised as well, and told once
     preload = getattr(ort, "preload_dlls", None)  # since 1.21
     said = io.StringIO()
     if preload is not None:
         major = str(getattr(ort, "cuda_version", "") or "").partition(".")[0]
         with redirect_stdout(said):
-            for folder in _folders(f"cu{major}"):
+            for folder in _folders(f"cu{major}", "libcublasLt.so*"):
                 preload(cudnn=False, directory=str(folder))
-            for folder in _folders("cudnn"):
+            for folder in _folders("cudnn", "libcudnn.so*"):
                 preload(cuda=False, directory=str(folder))
             said.truncate(said.seek(0))  # what is not in one of them may be elsewhere
             preload()
-    return " ".join(line.strip() for line in said.getvalue().splitlines() if line.startswith("Failed to load"))
+    names = re.findall(r"^Failed to load (\S+):", said.getvalue(), re.MULTILINE)
+    return f"{', '.join(Path(name).name for name in names)} cannot be loaded" if names else ""
 
 
-def _folders(part: str) -> list[Path]:
-    """Where NVIDIA's wheels have put a part, in any folder that Python imports from."""
+def _folders(part: str, holding: str) -> list[Path]:
+    """Where NVIDIA's wheels have put a part, in the first folder that Python imports from and that holds such a library."""
     spec = importlib.util.find_spec("nvidia")
     roots = list(spec.submodule_search_locations or ()) if spec is not None else []
-    return [folder for root in roots if (folder := Path(root) / part / "lib").is_dir()]
+    return [folder for root in roots if any((folder := Path(root) / part / "lib").glob(holding))][:1]
 
 
 def _without() -> str:
