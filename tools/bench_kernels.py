@@ -776,6 +776,8 @@ def _methods(
         if peers is None and measured:
             peers = bench_methods.peers(say, rounded=precision not in ("ieee", "tf32x3"))
         options: dict[str, Any] = {"peer_of": peers, "late": lambda: clock.late(0.75)}
+        if measured and arguments.budget is not None:
+            options["compiled"] = kernels.known
         limit, timed_on = TOLERANCES[precision], devices.pop(precision)
         for found in bench_methods.timed(timed_on, arguments.network, arguments.rounds, limit, **options):
             print(bench_methods.row(found), flush=True)

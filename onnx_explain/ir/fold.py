@@ -85,7 +85,7 @@ def _constants_alone(model: ir.Model, nodes: Sequence[ir.Node], wanted: Sequence
     operands = {id(v): v for n in nodes for v in n.inputs if v is not None and v.is_initializer()}
     for value in operands.values():
         if value.const_value is not None:
-            proto.graph.initializer.append(tensor_message(value.const_value, value.name or ""))
+            tensor_message(value.const_value, value.name or "", proto.graph.initializer.add())
     proto.graph.output.extend(onnx.ValueInfoProto(name=v.name or "") for v in wanted)
     return bytes(proto.SerializeToString())
 

@@ -70,11 +70,12 @@ def whole(model: ir.Model) -> onnx.ModelProto:
     return ir.to_proto(model)
 
 
-def tensor_message(tensor: ir.TensorProtocol, name: str) -> onnx.TensorProto:
-    """A tensor with its numbers, under a name."""
+def tensor_message(tensor: ir.TensorProtocol, name: str, into: onnx.TensorProto | None = None) -> onnx.TensorProto:
+    """A tensor with its numbers, under a name; `into` an empty message that is part of another, which saves a copy."""
     if isinstance(tensor, ir.ExternalTensor):
         tensor = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=name)
-    proto = ir.serde.serialize_tensor(tensor)
+    proto = onnx.TensorProto() if into is None else into
+    ir.serde.serialize_tensor_into(proto, from_=tensor)
     proto.name = name
     return proto
 

@@ -75,6 +75,8 @@ def test_methods_are_compared_then_timed(tmp_path: Path, monkeypatch: pytest.Mon
     wrong = next(bench_methods.timed(device, ["vgg16:2:6"], 1, 1e-5))
     assert "not timed" in wrong.problem
     assert wrong.kernels == 0
+    raw = next(bench_methods.timed(device, ["vgg16:2:6"], 1, 1e-5, compiled=lambda plan: False))
+    assert re.fullmatch(r"left out: (\d+) of \1 kernels were not compiled in time", raw.problem)
     late = next(bench_methods.timed(device, ["vgg16:2:6"], 1, 1e-5, late=lambda: True))
     assert "no time was left" in bench_methods.row(late)
 

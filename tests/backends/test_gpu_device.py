@@ -21,7 +21,7 @@ pytest.importorskip("numba", reason="numba (extra [test]) is not installed")
 from gpu_stand_in import FakeGpu, stand_in
 from onnx_explain_kernels import launch
 
-from onnx_explain.backends.gpu import Device, GpuRunner, OutOfMemory, foreign, is_on_device, libraries
+from onnx_explain.backends.gpu import Device, GpuRunner, OutOfMemory, foreign, is_on_device, libraries, running
 from onnx_explain.backends.gpu import device as opening
 from onnx_explain.backends.gpu.arrays import borrowed
 from onnx_explain.backends.gpu.device import OnDevice, _failed
@@ -323,3 +323,11 @@ def test_a_provider_that_does_not_start_is_told_with_what_is_missing(
         monkeypatch.setattr(opening, "loaded", lambda ort, missing=missing: missing)
         with pytest.raises(RuntimeMissing, match=rf"CUDA provider does not work \(.*{told}.*\); install"):
             Device.open()
+
+
+def test_a_part_that_no_message_holds_is_refused_in_one_sentence() -> None:
+    def full() -> bytes:
+        raise ValueError("Failed to serialize proto")
+
+    with pytest.raises(ModelError, match=r'more weights than one ONNX message holds \(2 GB\).*backend="onnx"'):
+        running._serialised(SimpleNamespace(SerializeToString=full))  # type: ignore[arg-type]

@@ -73,7 +73,7 @@ class GpuRunner:
         self._light: dict[int, onnx.ModelProto] = {}
         for i, step in enumerate(self.steps.steps):
             if isinstance(step, Segment):
-                self._sessions[i] = device.session(step.model.SerializeToString())
+                self._sessions[i] = device.session(_serialised(step.model))
                 self._light[i] = _without_weights(step.model)
         self._turn = threading.Lock()  # there is one workspace
         self._constants: dict[Any, Tensor] = {}
@@ -353,6 +353,17 @@ class _Block:
     def __init__(self, device: Device, size: int) -> None:
         self.pointer, self.size = device.allocate(size), size
         weakref.finalize(self, device.driver.drop, self.pointer).atexit = False
+
+
+def _serialised(model: onnx.ModelProto) -> bytes:
+    """A part of the model as ONNX Runtime takes it."""
+    try:
+        return bytes(model.SerializeToString())
+    except Exception as error:  # EncodeError or ValueError, as protobuf's version has it
+        raise ModelError(
+            "A part of the model has more weights than one ONNX message holds (2 GB), which the GPU kernels' backend does not "
+            'split; use backend="onnx", or device="cpu".'
+        ) from error
 
 
 def _silent(sentence: str) -> None:

@@ -142,14 +142,15 @@ def _segment(
             elif name not in made and name not in inner and not _is_body_input(value, nodes):
                 taken[name] = value
     gives = [n for n in made if n in outputs or readers.get(n, set()) - {level}]
-    graph = onnx.GraphProto(name=f"level{level}")
+    proto = onnx.ModelProto(ir_version=model.ir_version)
+    graph = proto.graph
+    graph.name = f"level{level}"
     graph.node.extend(ir.to_proto(n) for n in nodes)
     for name, value in weights.items():
         if value.const_value is not None:
-            graph.initializer.append(tensor_message(value.const_value, name))
+            tensor_message(value.const_value, name, graph.initializer.add())
     graph.input.extend(_described(v) for v in taken.values())
     graph.output.extend(_described(made[n]) for n in gives)
-    proto = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
     opsets = [(d, v) for d, v in model.graph.opset_imports.items() if d != DOMAIN]
     proto.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in opsets)
     return Segment(proto, tuple(taken), tuple(gives))
