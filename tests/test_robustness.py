@@ -30,6 +30,7 @@ from onnx_explain import (
     InputError,
     MethodError,
     ModelError,
+    OutputError,
     TargetError,
     UnsupportedOperator,
     build_vjp,
@@ -787,6 +788,34 @@ def external(
     (folder / "secret.bin").write_bytes(data)
     (home / "m.onnx").write_bytes(proto.SerializeToString())
     return home / "m.onnx"
+
+
+def test_links_of_a_download_cache_are_followed_to_where_both_files_lie(tmp_path: Path) -> None:
+    """Such a cache keeps files under their digests, and links to them by their names."""
+    real = external(tmp_path, "weights.bin", "16", "16", data=np.arange(1024, dtype=np.float32).tobytes())
+    wanted = Explainer(real, "gradient", threads=1)(X).relevance["x"]
+    blobs, shown = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    for folder in (blobs, shown):
+        folder.mkdir(parents=True)
+    for number, name in enumerate(("m.onnx", "weights.bin")):
+        (real.parent / name).rename(blobs / f"{number}aa")
+        (shown / name).symlink_to(Path("..", "..", "blobs", f"{number}aa"))
+    explainer = Explainer(shown / "m.onnx", "gradient", threads=1)
+    np.testing.assert_array_equal(explainer(X).relevance["x"], wanted)
+    explainer.convert(tmp_path / "explained.onnx")
+    with pytest.raises(OutputError, match="source model"):
+        explainer.convert(shown / "weights.bin")
+    (shown / "weights.bin").unlink()
+    (shown / "weights.bin").symlink_to(tmp_path / "secret.bin")
+    with pytest.raises(ModelError, match="outside the model's own folder"):
+        Explainer(shown / "m.onnx", "gradient")
+
+
+def test_external_data_of_several_names_is_refused(tmp_path: Path) -> None:
+    path = external(tmp_path, "weights.bin")
+    (tmp_path / "other.bin").hardlink_to(path.parent / "weights.bin")
+    with pytest.raises(ModelError, match="hard links"):
+        Explainer(path, "gradient")
 
 
 def test_external_data_beside_the_model_is_read(tmp_path: Path) -> None:

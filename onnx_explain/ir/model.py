@@ -45,17 +45,18 @@ def load(source: Source) -> Loaded:
         copy = onnx.ModelProto()
         copy.CopyFrom(source)
         data = copy.SerializeToString(deterministic=True)
-        return Loaded(_graph(copy, None), None, hashlib.sha256(data).hexdigest())
+        return Loaded(_graph(copy, None)[0], None, hashlib.sha256(data).hexdigest())
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
-        return Loaded(_graph(_parse(data, "the given bytes"), None), None, hashlib.sha256(data).hexdigest())
+        return Loaded(_graph(_parse(data, "the given bytes"), None)[0], None, hashlib.sha256(data).hexdigest())
     if not isinstance(source, (str, os.PathLike)):
         raise ModelError("A model is given as a path, as bytes or as an onnx.ModelProto; nothing else can be read.")
     path = Path(source)
     data = _read(path)
     proto, sha256 = _parse(data, f"{path}"), hashlib.sha256(data).hexdigest()
     del data  # the weights are in the message now, or in their own files
-    return Loaded(_graph(proto, path), path, sha256, frozenset({path.resolve(), *_data_files(proto, path)}))
+    model, weights = _graph(proto, path)
+    return Loaded(model, path, sha256, frozenset({path.resolve(), *weights}))
 
 
 def _read(path: Path) -> bytes:
@@ -81,7 +82,8 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
     return proto
 
 
-def _graph(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
+def _graph(proto: onnx.ModelProto, path: Path | None) -> tuple[ir.Model, list[Path]]:
+    """The graph of a message, and the files of its weights."""
     where = str(path) if path is not None else "the model"
     if not proto.HasField("graph") or not proto.graph.node:
         raise ModelError(f"{where}: holds no graph, so it is not an ONNX model, or it is truncated; export it again.")
@@ -90,7 +92,8 @@ def _graph(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
             f"{where}: names no operator set (`opset_import`), so its operators have no meaning; export it again."
         )
     _check_texts(proto, where)
-    _check_external(proto, path, where)
+    weights = _check_external(proto, path, where)
+    folder = None if path is None else _settle(proto, path)
     _check_tensors(proto, where)
     _check_functions(proto, where)
     _check_names(proto.graph, where)
@@ -99,11 +102,11 @@ def _graph(proto: onnx.ModelProto, path: Path | None) -> ir.Model:
     try:
         model = ir.from_proto(proto)
         model.graph.sort()  # some exporters write the nodes in another order than they run
-        if path is not None:
-            _map_weights(model, path.parent)
+        if folder is not None:
+            _map_weights(model, folder)
     except Exception as error:  # onnx_ir raises many kinds for malformed graphs: all are the file's fault
         raise ModelError(f"{where}: the graph is malformed ({first_line(_root(error))}); export it again.") from error
-    return model
+    return model, weights
 
 
 def _root(error: BaseException) -> BaseException:
@@ -196,31 +199,50 @@ def _check_names(graph: onnx.GraphProto, where: str) -> None:
             )
 
 
-def _check_structure(proto: onnx.ModelProto, path: Path | None, where: str, *, shaped: bool = False) -> None:
+def _check_structure(proto: onnx.ModelProto, path: Path | None, where: str, *, complete: bool = False) -> None:
     """ONNX's own checker, less what is put right later."""
+    outside = any(t.external_data for t in _tensors(proto))
+    checked = _completed(proto) if outside and not complete else str(path) if path is not None else proto
     try:
-        onnx.checker.check_model(str(path) if path is not None else proto)
+        onnx.checker.check_model(checked)
     except (onnx.checker.ValidationError, ValueError) as error:
-        if _SHAPELESS in str(error) and not shaped and not any(t.external_data for t in _tensors(proto)):
-            return _check_structure(_shaped(proto), None, where, shaped=True)
+        if _SHAPELESS in str(error) and not (complete or outside):
+            return _check_structure(_completed(proto), None, where, complete=True)
         # sorting is what comes next, and an unknown operator is refused by whoever needs its room
         if not any(harmless in str(error) for harmless in _HARMLESS):
             raise ModelError(f"{where}: not valid ONNX ({first_line(error)}); export it again.") from error
 
 
-def _shaped(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every input and output has a shape, for a checker that stops at the first without."""
+def _completed(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy for the checker, which stops at the first fault: every input and output has a shape, and no weight lies
+    outside (`_check_external` has seen to those; the checker takes no linked file).
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     for value in (*copy.graph.input, *copy.graph.output):
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.shape.SetInParent()
+    for tensor in _tensors(copy):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.ClearField("data_location")
+            tensor.ClearField("external_data")
+            tensor.dims[:] = [0]
     return copy
 
 
-def _data_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
+def _settle(proto: onnx.ModelProto, path: Path) -> Path:
+    """The folder of the weights: the model's, or the one where it and they really lie, where all are links.
+
+    onnx_ir follows no link out of a folder, so the tensors' places are told from there then.
+    """
+    own, home = path.parent.resolve(), path.resolve().parent
     entries = [e for t in _tensors(proto) for e in t.external_data if e.key == "location"]
-    return [(path.parent / e.value).resolve() for e in entries]
+    files = [(own / e.value).resolve() for e in entries]
+    if own == home or not all(home in file.parents for file in files):
+        return path.parent
+    for entry, file in zip(entries, files):
+        entry.value = str(file.relative_to(home))
+    return home
 
 
 def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
@@ -243,7 +265,9 @@ def _tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
     return tensors
 
 
-def _check_external(proto: onnx.ModelProto, path: Path | None, where: str) -> None:
+def _check_external(proto: onnx.ModelProto, path: Path | None, where: str) -> list[Path]:
+    """The files outside the model in which tensors lie; ModelError where one is missing, too short or none of its own."""
+    found: dict[Path, None] = {}
     for tensor in _tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
@@ -253,7 +277,7 @@ def _check_external(proto: onnx.ModelProto, path: Path | None, where: str) -> No
             )
         entries = {e.key: e.value for e in tensor.external_data}
         location = entries.get("location", "")
-        target = _inside(path.parent, location)
+        target = _inside(path, location)
         if target is None:
             raise ModelError(
                 f"{where}: tensor {tensor.name!r} points to external data {location[:80]!r} outside the model's own folder; "
@@ -263,23 +287,34 @@ def _check_external(proto: onnx.ModelProto, path: Path | None, where: str) -> No
             raise ModelError(
                 f"{where}: the external data file {location[:80]!r} of tensor {tensor.name!r} is missing; put it beside the model."
             )
+        if target.stat().st_nlink > 1:
+            raise ModelError(
+                f"{where}: the external data file {location[:80]!r} has several names (hard links), which onnx_ir does not read; "
+                "make it a copy of its own."
+            )
         offset, needed = _int(entries.get("offset"), 0), _bytes_of(tensor)
         length = _int(entries.get("length"), needed)
         if offset < 0 or length < needed or offset + length > target.stat().st_size:
             raise ModelError(
                 f"{where}: external data file {location!r} is too short for tensor {tensor.name!r}; copy it again."
             )
+        found.setdefault(target)
+    return list(found)
 
 
-def _inside(folder: Path, location: str) -> Path | None:
-    """The file `location` names, or None where that is not a file name within `folder`."""
+def _inside(model: Path, location: str) -> Path | None:
+    """The file `location` names, or None where that is not a file within the model's folder.
+
+    That is the folder the model is opened in, or the one where it really lies: download caches keep both files in one
+    place and link to them from another.
+    """
     try:
-        root = folder.resolve()
-        target = (root / location).resolve()
+        target = (model.parent / location).resolve()
         target.exists()
+        roots = {model.parent.resolve(), model.resolve().parent}
     except (OSError, ValueError):
         return None
-    return target if location and not Path(location).is_absolute() and root in target.parents else None
+    return target if location and not Path(location).is_absolute() and roots & set(target.parents) else None
 
 
 def _bytes_of(tensor: onnx.TensorProto) -> int:
