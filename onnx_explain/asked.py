@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from onnx_explain import feeds as feeding
 from onnx_explain.aiming import Aimed
 from onnx_explain.backends import gpu
 from onnx_explain.backends.onnx import Arrays
@@ -20,7 +19,7 @@ from onnx_explain.methods import Composite, Method, Procedure, Seed, resolve
 from onnx_explain.path import explained_tensor, wrt_tensors
 from onnx_explain.prepared import Array, Backend, Outcome, Spot
 from onnx_explain.relevance import Options, RelevanceGraph
-from onnx_explain.relevance.apart import keeps_samples
+from onnx_explain.relevance.apart import arrived, keeps_samples
 from onnx_explain.target import ARGMAX, NOT_EXPLAINED, Parsed
 
 Names = str | Sequence[str]
@@ -68,7 +67,7 @@ def outcome(graph: RelevanceGraph, results: Arrays, way: Way) -> Outcome:
         seeded = results[graph.reports["seeded"]].astype(np.float64)
     if "reference" in graph.reports:
         seeded = np.where(index == -2, 0.0, score - results[graph.reports["reference"]].astype(np.float64))
-        completeness = feeding.arrived(relevance.values(), by_sample=graph.by_sample) + absorbed - seeded
+        completeness = arrived(relevance, graph.samples, by_sample=graph.by_sample) + absorbed - seeded
     return Outcome(
         relevance=relevance,
         outputs={n: results[n] for n in graph.outputs},
@@ -82,6 +81,7 @@ def outcome(graph: RelevanceGraph, results: Arrays, way: Way) -> Outcome:
         values={n: results[o] for n, o in graph.values.items()},
         completeness=completeness,
         layer=graph.layer,
+        places=graph.samples,
     )
 
 

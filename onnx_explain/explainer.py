@@ -14,7 +14,6 @@ import onnx
 import onnx_ir as ir
 
 from onnx_explain import conversion, ensembles, perturbation
-from onnx_explain import feeds as feeding
 from onnx_explain.asked import (
     Names,
     Way,
@@ -47,6 +46,7 @@ from onnx_explain.methods.perturbation import Perturbation
 from onnx_explain.path import channel_axis, explained_tensor, slides, wrt_inputs
 from onnx_explain.prepared import Array, Backend, Outcome, Prepared, Spot, foreseen
 from onnx_explain.relevance import Options, RelevanceGraph, Request, Row, build, build_several, plan, vector_jacobian
+from onnx_explain.relevance.apart import arrived
 from onnx_explain.target import Parsed, parse
 
 
@@ -218,9 +218,9 @@ class _Explains:
         relevance = {
             n: r.astype(np.promote_types(values[n].dtype, np.float32), copy=False) for n, r in found.relevance.items()
         }
-        arrived = feeding.arrived(found.relevance.values(), by_sample=found.by_sample)
+        reached = arrived(found.relevance, found.places, by_sample=found.by_sample)
         absorbed = found.absorbed if found.by_sample else np.sum(found.absorbed, keepdims=True)
-        gap = np.abs(found.seeded - arrived - absorbed)
+        gap = np.abs(found.seeded - reached - absorbed)
         conservation = np.divide(gap, np.abs(found.seeded), out=gap.copy(), where=found.seeded != 0)
         canonical = self._prepared.canonical(feeds)
         entries, selected = by_entry(canonical, feeds, relevance)

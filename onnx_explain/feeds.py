@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,17 +148,6 @@ def count(feeds: Mapping[str, Array], by_sample: list[str]) -> int:
         told = ", ".join(f"{n!r} {c}" for n, c in counts.items())
         raise InputError(f"The inputs hold different numbers of samples: {told}.")
     return next(iter(counts.values()), 1)
-
-
-def arrived(relevance: Iterable[Array], *, by_sample: bool) -> Array:
-    """All relevance: float64 [N], or [1] where the explained tensor does not keep the samples apart.
-
-    The first tensor counts the samples; of one with another number of rows every sample has an equal part.
-    """
-    parts = [totals(r) if by_sample else np.sum(totals(r), keepdims=True) for r in relevance]
-    count = len(parts[0]) if parts else 0
-    even = [p if len(p) == count else np.full(count, p.sum() / max(count, 1)) for p in parts]
-    return np.asarray(np.sum(even, axis=0, dtype=np.float64))
 
 
 def totals(r: Array) -> Array:

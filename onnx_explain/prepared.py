@@ -26,6 +26,7 @@ from onnx_explain.ir.canonicalize import Shapes, canonicalize, time_is_first
 from onnx_explain.ir.model import Loaded, first_line
 from onnx_explain.ir.view import dims
 from onnx_explain.ir.widen import as_float64
+from onnx_explain.operators.samples import Place
 from onnx_explain.relevance import Options, RelevanceGraph
 from onnx_explain.target import Parsed
 
@@ -55,7 +56,8 @@ class Outcome:
     relevance: per input (or the tensor explained at), that tensor's shape. outputs: the model's own. index: int64 [N],
     score [N]: what was explained. seeded, absorbed: float64 [N], what should arrive and what did not. completeness:
     float64 [N], Σ relevance - (score - score of the baseline), of methods that promise it is zero. layer: where gradients
-    turned into relevance. values: what the relevance is of, where that is no input.
+    turned into relevance. values: what the relevance is of, where that is no input. places: where the tensors of
+    `relevance` have their samples.
     """
 
     relevance: dict[str, Array]
@@ -70,6 +72,7 @@ class Outcome:
     values: dict[str, Array] = field(default_factory=dict)
     completeness: Array | None = None
     layer: str | None = None
+    places: Mapping[str, Place] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from onnx_explain.embedded import is_float
 from onnx_explain.errors import InputError, MethodError, TargetError, suggest
 from onnx_explain.ir.view import Value, dims, rank, shape_text
 from onnx_explain.methods.ensemble import Ensemble
-from onnx_explain.path import activity, tensors, wrt_tensors
+from onnx_explain.operators.samples import Place
+from onnx_explain.path import activity, explained_tensor, tensors, wrt_tensors
 from onnx_explain.relevance import Options
+from onnx_explain.relevance.apart import samples_of
 from onnx_explain.rules.baseline import fits
 
 Array = npt.NDArray[Any]
@@ -24,13 +26,14 @@ Array = npt.NDArray[Any]
 class Places:
     """What moves and what is explained: `inputs` are the explained inputs (integers: their embeddings), `moved` the tensors
     that points are made of (the inputs, or the inner tensor of a path), `ends` those whose relevance is wanted. `fed`: the
-    explained inputs that are the model's own.
+    explained inputs that are the model's own. `samples`: where the inputs have their samples.
     """
 
     inputs: tuple[str, ...]
     moved: tuple[str, ...]
     ends: tuple[str, ...]
     fed: tuple[str, ...]
+    samples: Mapping[str, Place]
 
     @property
     def inner(self) -> bool:
@@ -61,9 +64,11 @@ def places(model: ir.Model, ensemble: Ensemble, options: Options) -> Places:
     fed = tuple(n for n in inputs if n in own)
     if options.at in inputs and ensemble.points != "noise":
         inputs = (options.at,)
+    known, y = tensors(model), explained_tensor(model, options.output, logits=options.logits)
+    held = samples_of(model, y, inputs)
+    samples = {n: held.place(known[n]) for n in inputs}
     if options.at is None or options.at in inputs:
-        return Places(inputs, inputs, inputs if options.at is None else (options.at,), fed)
-    known = tensors(model)
+        return Places(inputs, inputs, inputs if options.at is None else (options.at,), fed, samples)
     at = known.get(options.at)
     if at is None:
         raise TargetError(
@@ -76,7 +81,7 @@ def places(model: ir.Model, ensemble: Ensemble, options: Options) -> Places:
             f"Tensor {options.at!r} does not lie between {', '.join(map(repr, inputs))} and the explained output; "
             "`onnx-explain check` lists the tensors on that way."
         )
-    return Places(inputs, inputs if ensemble.points == "noise" else (options.at,), (options.at,), fed)
+    return Places(inputs, inputs if ensemble.points == "noise" else (options.at,), (options.at,), fed, samples)
 
 
 def baseline_rows(model: ir.Model, ensemble: Ensemble, where: Places) -> dict[str, Array]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnx_explain import feeds as feeding
 from onnx_explain.ensembles import stepping
 from onnx_explain.ensembles.placing import Places, baseline_rows, places
 from onnx_explain.ensembles.refining import NODES, Way, refined
@@ -17,6 +16,7 @@ from onnx_explain.ensembles.stepping import Ends, Step
 from onnx_explain.methods.ensemble import Ensemble, Statistic, quadrature
 from onnx_explain.prepared import Built, Outcome, Prepared, foreseen
 from onnx_explain.relevance import Options, RelevanceGraph
+from onnx_explain.relevance.apart import arrived
 from onnx_explain.target import NOT_EXPLAINED, Parsed
 
 Array = npt.NDArray[Any]
@@ -254,7 +254,7 @@ def _outcome(graphs: _Graphs, chunks: Sequence[_Explained]) -> Outcome:
     seeded = np.where(index == NOT_EXPLAINED, 0.0, 1.0 if reference is None else score - reference)
     completeness = None
     if ensemble.complete:
-        completeness = feeding.arrived(relevance.values(), by_sample=known.by_sample) - seeded
+        completeness = arrived(relevance, graphs.where.samples, by_sample=known.by_sample) - seeded
     return Outcome(
         relevance=relevance,
         outputs={n: forward[n] for n in known.outputs},
@@ -266,6 +266,7 @@ def _outcome(graphs: _Graphs, chunks: Sequence[_Explained]) -> Outcome:
         by_sample=known.by_sample,
         values={n: _joined(c.values[n] for c in chunks) for n in graphs.where.ends if n not in graphs.where.fed},
         completeness=completeness,
+        places=graphs.where.samples,
     )
 
 

@@ -22,10 +22,11 @@ from onnx_explain.ir.prune import keep_outputs
 from onnx_explain.ir.splice import Twin, splice
 from onnx_explain.ir.view import Value, dims, rank
 from onnx_explain.methods.ensemble import Ensemble
+from onnx_explain.operators.samples import Place
 from onnx_explain.path import channel_axis, explained_tensor, tensors
 from onnx_explain.relevance import Options, RelevanceGraph, build
 from onnx_explain.relevance.seed import Targets, start
-from onnx_explain.rules.points import between, normal, spread
+from onnx_explain.rules.points import between, normal, one_each, spread
 
 Array = npt.NDArray[Any]
 
@@ -139,7 +140,7 @@ def _others(
         elif ensemble.sigma is not None:
             return {n: op.constant(ensemble.sigma, like=named[n]) for n in where.moved}, {}
         else:
-            given = {n: _per_sample(op, f"explain_sigma/{n}", named[n]) for n in where.moved}
+            given = {n: _per_sample(op, f"explain_sigma/{n}", named[n], where.samples[n]) for n in where.moved}
         return given, given
     if ensemble.points == "baselines" and where.inner:
         given = {n: _input(op, f"explain_end/{n}", named[n]) for n in where.inputs}
@@ -247,7 +248,7 @@ def besides(op: Emitter, model: ir.Model, ensemble: Ensemble, where: Places) -> 
             if ensemble.points == "path":
                 found[n] = ensemble.baseline.emit(op, x, n, channel_axis=_channels(model, n, x))
             elif ensemble.points == "noise" and ensemble.sigma is None and ensemble.noise is None:
-                found[n] = spread(op, x, ensemble.noise_level)
+                found[n] = spread(op, x, ensemble.noise_level, where.samples[n])
     return found
 
 
@@ -270,8 +271,8 @@ def _input(op: Emitter, wished: str, like: Value) -> Value:
     return op.input(_free(op, wished), like)
 
 
-def _per_sample(op: Emitter, wished: str, x: Value) -> Value:
-    shape = ir.Shape([dims(x)[0] or "N", *[1] * (rank(x) - 1)]) if rank(x) > 1 else x.shape
+def _per_sample(op: Emitter, wished: str, x: Value, place: Place) -> Value:
+    shape = one_each(x, place) if rank(x) > 1 else x.shape
     return op.input(_free(op, wished), ir.Value(name=wished, shape=shape, type=x.type))
 
 

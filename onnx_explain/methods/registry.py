@@ -40,8 +40,8 @@ class Turned:
     """What a turn is handed.
 
     `activation` [N, C, *spatial]: the layer's value; `target`: the gradient of the explained score by it; `hostile`: the
-    gradients of the hostile classes' scores, one each, of the same shape; `others[i]` [N]: 1 where hostile class i is not
-    the sample's target itself, else 0.
+    gradients of the hostile classes' scores, one each, of the same shape; `others[i]` [N, 1, …]: 1 where hostile class i is
+    not the sample's target itself, else 0.
     """
 
     activation: Value

@@ -197,7 +197,13 @@ def reduced_axes(node: Operation) -> list[int]:
     return sorted({a % n for a in listed})
 
 
-@room("ReduceMean", "ReduceSum", sign="inherits")
+def axes_left(node: Operation, k: int) -> list[int | None]:
+    """Where the axes are that a reduction leaves."""
+    gone, keep = set(reduced_axes(node)), node.integer("keepdims", 1)
+    return [None if a in gone else a if keep else a - sum(g < a for g in gone) for a in range(rank(node.x))]
+
+
+@room("ReduceMean", "ReduceSum", sign="inherits", axes=axes_left)
 def reduce_sum(node: Operation) -> Linear:
     """Sums or means over axes."""
     axes = reduced_axes(node)
@@ -227,7 +233,7 @@ def _count(op: Emitter, like: Value, axes: list[int]) -> Value:
     return op.CastLike(op.ReduceProd(taken, keepdims=0), like)
 
 
-@room("ReduceMax", "ReduceMin", sign="inherits")
+@room("ReduceMax", "ReduceMin", sign="inherits", axes=axes_left)
 def reduce_max(node: Operation) -> Selection:
     """The first extremum over the axes takes all."""
     axes = reduced_axes(node)
@@ -247,7 +253,7 @@ def _reduce_min_between(op: Emitter, r: Value, pair: Pair) -> dict[int, Value]:
     return selected(op, r, pair, reduce_max, smallest=True)
 
 
-@room("ReduceL2", sign="nonnegative")
+@room("ReduceL2", sign="nonnegative", axes=axes_left)
 def reduce_l2(node: Operation) -> Role:
     """y = √Σx²: as a pointwise map of each x it has the derivative x/y, and 0 where all is zero."""
     axes = reduced_axes(node)
@@ -271,7 +277,12 @@ def _reduce_l2_between(op: Emitter, r: Value, pair: Pair) -> dict[int, Value]:
     return {0: op.typed(op.Mul(kept, op.Add(node.x, pair.base.x)), node.x)}
 
 
-@room("Einsum")
+def _by_letter(node: Operation, k: int) -> list[int | None]:
+    terms, out = _einsum_terms(node)
+    return [out.index(c) if c in out else None for c in terms[k]]
+
+
+@room("Einsum", axes=_by_letter)
 def einsum(node: Operation) -> Role:
     """y = Σ over the letters that the output lacks of the product of the operands; the adjoint exchanges operand and output."""
     terms, out = _einsum_terms(node)

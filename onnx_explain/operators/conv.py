@@ -12,7 +12,15 @@ from onnx_explain.operators.patches import transposed_windows, windows
 from onnx_explain.operators.roles import Linear, PerSample, Product, Role, per_channel, room
 
 
-@room("Conv")
+def _slid_over(node: Operation, k: int) -> list[int | None]:
+    """Channels are joined, positions too unless the kernel is one entry long there."""
+    x, y, w = dims(node.x), dims(node.y), dims(node.input(1))
+    if k != 0:
+        return [None] * len(dims(node.input(k)))
+    return [0, None, *(a if w[a] == 1 and x[a] == y[a] else None for a in range(2, len(x)))]
+
+
+@room("Conv", axes=_slid_over)
 def conv(node: Operation) -> Role:
     """y[n,o] = Σ w[o,c]·x[n,c] (cross-correlation); a product where the weight is computed from an explained input, too."""
     x, w = node.input(0), node.input(1)
@@ -136,7 +144,7 @@ def flip_spatial(op: Emitter, w: Value, kernel: tuple[int, ...]) -> Value:
     return op.Slice(w, op.ints(*[-1] * n), op.ints(*[-(2**31)] * n), op.ints(*axes), op.ints(*[-1] * n))
 
 
-@room("ConvTranspose")
+@room("ConvTranspose", axes=_slid_over)
 def conv_transpose(node: Operation) -> Role:
     """The adjoint of a Conv as a forward operator; its own adjoint is that Conv."""
     x, w = node.input(0), node.input(1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.operators.roles import Linear, Selection, find
+from onnx_explain.operators.samples import moved
 
 
 def channel_axis(value: Value) -> int | None:
@@ -65,9 +66,12 @@ def axes_after(operation: Operation, x: Value, axes: list[int | None]) -> list[i
     y = operation.y
     if y.shape is None or len(axes) != rank(x):
         return None
-    if operation.op_type == "Transpose":
-        perm = operation.ints("perm", list(reversed(range(len(axes))))) or []
-        return [axes[p] for p in perm]
+    room = find(operation)
+    there = moved(operation, 0) if room is not None and room.axes is not None and x is operation.inputs[0] else []
+    if len(there) == rank(y) and all(
+        a in there for a in range(rank(y))
+    ):  # nothing is joined: axes change places at most
+        return [axes[there.index(a)] for a in range(rank(y))]
     if rank(y) == rank(x) and not (operation.op_type == "Reshape" and dims(x)[1:] != dims(y)[1:]):
         return list(axes)
     return _matched(dims(x), dims(y), axes)

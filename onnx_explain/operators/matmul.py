@@ -11,7 +11,17 @@ from onnx_explain.operators.patches import columns
 from onnx_explain.operators.roles import Linear, PerSample, Product, Role, reduce_like, room
 
 
-@room("Gemm")
+def _rows_and_columns(node: Operation, k: int) -> list[int | None]:
+    flip = node.integer(("transA", "transB", "")[k], 0) if k < 2 else 0
+    own: list[list[int | None]] = [
+        [0, None],
+        [None, 1],
+        [a + 2 - rank(node.input(k)) for a in range(rank(node.input(k)))],
+    ]
+    return own[k][::-1] if flip else own[k]
+
+
+@room("Gemm", axes=_rows_and_columns)
 def gemm(node: Operation) -> Role:
     """y = alpha·A'B' + beta·C."""
     if 2 in node.active:
@@ -50,7 +60,7 @@ def gemm(node: Operation) -> Role:
         shape = spatial(node.input(1 - data), 0)
         if data == 0:
             features, outputs = reversed(shape) if flip[1] else shape
-            return _of_samples(0, features, outputs, flipped=bool(flip[0]))
+            return of_samples(0, features, outputs, flipped=bool(flip[0]))
         features, outputs = shape if flip[0] else reversed(shape)
         return _of_columns(features, outputs, flipped=bool(flip[1]))
 
@@ -69,7 +79,16 @@ def gemm(node: Operation) -> Role:
     )
 
 
-@room("MatMul")
+def _of_matrices(node: Operation, k: int) -> list[int | None]:
+    ranks, n = [rank(node.input(i)) for i in (0, 1)], rank(node.y)
+    if ranks[k] == 1:
+        return [None]
+    stacks = n - sum(r > 1 for r in ranks)
+    before = [a + stacks - (ranks[k] - 2) for a in range(ranks[k] - 2)]
+    return [*before, stacks, None] if k == 0 else [*before, None, n - 1]
+
+
+@room("MatMul", axes=_of_matrices)
 def matmul(node: Operation) -> Role:
     """y = A @ B with NumPy's broadcasting; vectors stand for a row on the left and a column on the right."""
     batch = list(node.y.shape or ())[: rank(node.y) - sum(rank(node.input(i)) > 1 for i in (0, 1))]
@@ -116,7 +135,7 @@ def matmul(node: Operation) -> Role:
     )
 
 
-def _of_samples(head: int, features: int, outputs: int, flipped: bool = False) -> PerSample:
+def of_samples(head: int, features: int, outputs: int, flipped: bool = False) -> PerSample:
     """Of one weight behind the samples: everything between them and the features is a position that shares it.
 
     `head`: 0 copies the number of samples, 1 stands for a lone vector. `flipped`: the samples lie on the last of two axes.
@@ -186,7 +205,7 @@ def _per_sample(node: Operation, data: int) -> PerSample:
     features = shape[-1] if rank(w) == 1 or data == 1 else shape[-2]
     outputs = 1 if rank(w) == 1 else shape[-2 if data == 1 else -1]
     if rank(w) < 3 and data == 0:
-        return _of_samples(int(rank(x) == 1), features, outputs)
+        return of_samples(int(rank(x) == 1), features, outputs)
     if rank(w) < 3 and rank(x) < 3:
         return _of_columns(features, outputs)
     if rank(x) == 1 or rank(w) == 1:

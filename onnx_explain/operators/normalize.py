@@ -139,8 +139,12 @@ def _standard(op_type: str, form: Callable[[Operation], _Standard], doc: str) ->
     def role(node: Operation) -> Normalization:
         return _normalisation(node, form(node))
 
+    def axes(node: Operation, k: int) -> list[int | None]:
+        n, joined = rank(node.input(k)), form(node).axes
+        return [None if a in joined else a for a in range(n)] if k == 0 else [*range(rank(node.x) - n, rank(node.x))]
+
     role.__doc__ = doc
-    room(op_type)(role)
+    room(op_type, axes=axes)(role)
     secant(op_type)(lambda op, r, pair: _between(op, r, pair, form(pair.node)))
 
 
@@ -238,7 +242,13 @@ def _lrn_between(op: Emitter, r: Value, pair: Pair) -> dict[int, Value]:
     }
 
 
-@room("Softmax", sign="nonnegative", head=True)
+def _but_along(node: Operation, k: int) -> list[int | None]:
+    """All axes stay but the one that is normalised."""
+    axis = node.integer("axis", -1) % rank(node.x)
+    return [None if a == axis else a for a in range(rank(node.x))]
+
+
+@room("Softmax", sign="nonnegative", head=True, axes=_but_along)
 def softmax(node: Operation) -> Normalization:
     """y = eˣ/Σeˣ along `axis`."""
     axis = node.integer("axis", -1)
@@ -261,7 +271,7 @@ def probabilities(op: Emitter, node: Operation) -> Value:
     return op.typed(op.Where(op.IsNaN(node.y), op.constant(0.0, like=node.y), node.y), node.y)
 
 
-@room("LogSoftmax", head=True)
+@room("LogSoftmax", head=True, axes=_but_along)
 def log_softmax(node: Operation) -> Normalization:
     """y = x - log Σeˣ along `axis`."""
     axis = node.integer("axis", -1)

@@ -14,7 +14,13 @@ from onnx_explain.operators.roles import Linear, Rearrangement, room, zeros_like
 from onnx_explain.operators.secant import Pair, difference, secant
 
 
-@room("TopK", sign="inherits")
+def _but_along(node: Operation, k: int) -> list[int | None]:
+    """All axes stay but the one that entries are sorted along."""
+    axis = node.integer("axis", -1) % rank(node.x)
+    return [None if a == axis else a for a in range(rank(node.input(k)))]
+
+
+@room("TopK", sign="inherits", axes=_but_along)
 def top_k(node: Operation) -> Rearrangement:
     """The k largest or smallest entries along an axis, each back to where it stood; the indices carry nothing."""
 

@@ -31,7 +31,12 @@ def pool_window(node: Operation) -> Window:
 # --------------------------------------------------------------------------------------------------- averages
 
 
-@room("AveragePool", sign="inherits")
+def slid_over(node: Operation, k: int) -> list[int | None]:
+    """Samples and channels stay where they are; positions are joined."""
+    return [0, 1, *[None] * (rank(node.input(k)) - 2)] if k == 0 else [None] * rank(node.input(k))
+
+
+@room("AveragePool", sign="inherits", axes=slid_over)
 def average_pool(node: Operation) -> Linear:
     """Means over windows; `count_include_pad` and `ceil_mode` decide the divisor of border windows."""
     window = pool_window(node)
@@ -81,7 +86,7 @@ def _spread(op: Emitter, s: Value, window: Window) -> Value:
     return op.Resize(s, None, scales, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
 
 
-@room("GlobalAveragePool", sign="inherits")
+@room("GlobalAveragePool", sign="inherits", axes=slid_over)
 def global_average_pool(node: Operation) -> Linear:
     """The mean over all spatial positions."""
     count = math.prod(spatial(node.x))
@@ -98,7 +103,7 @@ def global_average_pool(node: Operation) -> Linear:
 # --------------------------------------------------------------------------------------------------- maxima
 
 
-@room("MaxPool", sign="inherits")
+@room("MaxPool", sign="inherits", axes=slid_over)
 def max_pool(node: Operation) -> Selection:
     """Winner takes all: each window's entry goes to its first maximum; overlapping windows add."""
     window = pool_window(node)
@@ -244,7 +249,7 @@ def _route_quarters(op: Emitter, r: Value, x: Value, y: Value, window: Window) -
     return op.Reshape(op.Concat(*rows, axis=3), op.ints(0, 0, 2 * h, 2 * w))
 
 
-@room("GlobalMaxPool", sign="inherits")
+@room("GlobalMaxPool", sign="inherits", axes=slid_over)
 def global_max_pool(node: Operation) -> Selection:
     """The first maximum over all spatial positions takes all."""
 

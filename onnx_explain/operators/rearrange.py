@@ -66,7 +66,12 @@ def cast(node: Operation) -> Role:
     return _single(lambda op, r: op.Cast(r, to=dtype), node)
 
 
-@room("Transpose", sign="inherits")
+def _permuted(node: Operation, k: int) -> list[int]:
+    perm = node.ints("perm", list(reversed(range(rank(node.x))))) or []
+    return [perm.index(a) for a in range(rank(node.x))]
+
+
+@room("Transpose", sign="inherits", axes=_permuted)
 def transpose(node: Operation) -> Rearrangement:
     """Axes permuted; undone by the inverse permutation."""
     n = rank(node.x)
@@ -301,7 +306,14 @@ def tile(node: Operation) -> Rearrangement:
     )
 
 
-@room("Gather", sign="inherits")
+def _picked(node: Operation, k: int) -> list[int | None]:
+    axis, wide = node.integer("axis", 0) % rank(node.x), rank(node.input(1))
+    if k == 1:
+        return [axis + a for a in range(wide)]
+    return [None if a == axis else a if a < axis else a + wide - 1 for a in range(rank(node.x))]
+
+
+@room("Gather", sign="inherits", axes=_picked)
 def gather(node: Operation) -> Rearrangement:
     """Entries picked by index along an axis; an entry picked twice receives both shares."""
     axis = node.integer("axis", 0) % rank(node.x)
@@ -374,7 +386,11 @@ def _joined(op: Emitter, value: Value, count: int) -> Value:
     return op.Reshape(value, op.Concat(op.ints(-1), op.Shape(value, start=count), axis=0)) if count > 1 else value
 
 
-@room("DepthToSpace", sign="inherits")
+def _pictures(node: Operation, k: int) -> list[int | None]:
+    return [0, None, None, None]
+
+
+@room("DepthToSpace", sign="inherits", axes=_pictures)
 def depth_to_space(node: Operation) -> Rearrangement:
     """Channels laid out as blocks of pixels."""
     block = node.integer("blocksize", 1)
@@ -389,7 +405,7 @@ def depth_to_space(node: Operation) -> Rearrangement:
     return _single(undo, node)
 
 
-@room("SpaceToDepth", sign="inherits")
+@room("SpaceToDepth", sign="inherits", axes=_pictures)
 def space_to_depth(node: Operation) -> Rearrangement:
     """Blocks of pixels laid out as channels."""
     block = node.integer("blocksize", 1)

@@ -10,8 +10,8 @@ import numpy as np
 from onnx_explain.errors import UnsupportedOperator
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, dims, rank
-from onnx_explain.operators.arithmetic import reduced_axes
-from onnx_explain.operators.pool import pool_window, sum_adjoint
+from onnx_explain.operators.arithmetic import axes_left, reduced_axes
+from onnx_explain.operators.pool import pool_window, slid_over, sum_adjoint
 from onnx_explain.operators.roles import Normalization, Product, room
 from onnx_explain.operators.secant import Pair, difference, finite, safe_quotient, secant
 
@@ -21,7 +21,7 @@ MOST_FACTORS = 1024  # every factor's share is the product of the others: n·n n
 # ------------------------------------------------------------------------------------------- products
 
 
-@room("ReduceProd", sign="inherits")
+@room("ReduceProd", sign="inherits", axes=axes_left)
 def reduce_prod(node: Operation) -> Product:
     """Products over axes; each factor's share is the product of the others, also where some are zero."""
     axes = reduced_axes(node)
@@ -97,7 +97,7 @@ def _kept(op: Emitter, node: Operation, value: Value, axes: Sequence[int]) -> Va
     return op.Unsqueeze(value, op.ints(*axes))
 
 
-@room("ReduceLogSumExp")
+@room("ReduceLogSumExp", axes=axes_left)
 def reduce_log_sum_exp(node: Operation) -> Normalization:
     """y = log Σeˣ over axes: the derivative is the softmax."""
     axes = reduced_axes(node)
@@ -125,7 +125,7 @@ def _log_sum_exp_between(op: Emitter, r: Value, pair: Pair) -> dict[int, Value]:
 # ------------------------------------------------------------------------------------------- norms of windows
 
 
-@room("LpPool", "GlobalLpPool", sign="nonnegative")
+@room("LpPool", "GlobalLpPool", sign="nonnegative", axes=slid_over)
 def lp_pool(node: Operation) -> Product:
     """y = (Σ|x|^p)^{1/p} over windows, or over all positions; nothing where all is zero."""
 

@@ -19,7 +19,12 @@ from onnx_explain.operators.roles import Linear, room
 Matrix = npt.NDArray[np.float64]
 
 
-@room("Resize", sign="any")
+def _unscaled(node: Operation, k: int) -> list[int | None]:
+    """The axes that keep their length."""
+    return [a if str(d) == str(e) else None for a, (d, e) in enumerate(zip(node.x.shape or (), node.y.shape or ()))]
+
+
+@room("Resize", sign="any", axes=_unscaled)
 def resize(node: Operation) -> Linear:
     """Nearest, linear and cubic interpolation over any axes, also against aliasing and of a part."""
     matrices = {a: axis_matrix(node, a) for a in _axes(node)}

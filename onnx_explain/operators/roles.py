@@ -164,13 +164,18 @@ class NoRelevance:
 Role = Linear | Sum | Product | Pointwise | Selection | Rearrangement | Normalization | NoRelevance
 
 
+# For each axis of operand k its place in the first result; None where its entries are joined or picked.
+Axes = Callable[[Operation, int], Sequence[int | None]]
+
+
 @dataclass(frozen=True)
 class Room:
     """How an operator takes its role, and what is known of it without looking at numbers.
 
     `sign` of the result: ``nonnegative``; ``inherits`` non-negativity from all float operands; ``floored`` by its second
     operand. `head`: turns scores into probabilities at the end of a model. `keeps_order`: the entries stay in row-major
-    order. `inert`: carries no relevance by nature.
+    order. `inert`: carries no relevance by nature. `axes`: where an operand's axes are in the result, unless they stay or are
+    broadcast.
     """
 
     role: Callable[[Operation], Role]
@@ -178,6 +183,7 @@ class Room:
     head: bool = False
     keeps_order: bool = False
     inert: bool = False
+    axes: Axes | None = None
 
 
 ROOMS: dict[tuple[str, str], Room] = {}
@@ -190,6 +196,7 @@ def room(
     head: bool = False,
     keeps_order: bool = False,
     inert: bool = False,
+    axes: Axes | None = None,
     replace: bool = False,
 ) -> Callable[[Callable[[Operation], Role]], Callable[[Operation], Role]]:
     """Register the room of one or more operators; `replace`: in the place of the one there is."""
@@ -198,7 +205,7 @@ def room(
         for op_type in op_types:
             if (domain, op_type) in ROOMS and not replace:
                 raise ValueError(f"operator {domain}.{op_type} has two rooms")
-            ROOMS[domain, op_type] = Room(function, sign, head, keeps_order, inert)
+            ROOMS[domain, op_type] = Room(function, sign, head, keeps_order, inert, axes)
         return function
 
     return register

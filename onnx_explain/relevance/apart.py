@@ -1,32 +1,76 @@
-"""Whether a graph keeps the samples apart on its way to the explained tensor: read off the axis that counts them.
+"""Which samples a graph keeps apart on its way to the explained tensor, and where every value on it has them.
 
 An open batch says so itself: it is called the same at both ends. Of a fixed one only its size is known, and a recurrence
-whose input is [time, batch, features] has as many time steps as its output.
+whose input is [time, batch, features] has as many time steps as its output: an axis is followed, and where an operator
+joins its entries it counts something else. What an operator does to an axis is `operators/samples.py`'s affair.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_explain.ir.canonicalize import BATCH
-from onnx_explain.ir.view import Operation, Value, dims, rank
-from onnx_explain.operators import find
-from onnx_explain.operators.layout import axes_after
+from onnx_explain.ir.view import Value, dims, rank
+from onnx_explain.operators.samples import FIRST, Held, Nowhere, Place, follow, many
 from onnx_explain.path import activity, nodes_between, tensors
 
-_ALONG = frozenset({"Concat", "Gather", "Slice", "Split"})
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Whether axis 0 of the explained tensor counts samples (`apart`; else all are explained as one), and the place of the
+    samples in the values on the way there, as far as it is known. `batch`: their number as shapes write it; "1" where all
+    there is is one sample's.
+    """
+
+    apart: bool
+    batch: str = "1"
+    places: Mapping[int, Place] = field(default_factory=dict)
+
+    def place(self, value: Value) -> Place:
+        """Where a value has its samples."""
+        if self.batch == "1":  # all there is, wherever it lies
+            return FIRST if rank(value) == 0 or dims(value)[0] == 1 else Nowhere.ONE
+        return self.places.get(id(value), Nowhere.UNKNOWN)
+
+
+def arrived(relevance: Mapping[str, Array], places: Mapping[str, Place], *, by_sample: bool) -> Array:
+    """All relevance: float64 [N], or [1] where the explained tensor does not keep the samples apart.
+
+    places: where the tensors have their samples (default: first). The first tensor counts the samples; of one with another
+    number every sample has an equal part.
+    """
+    parts = [
+        _totals(r, places.get(n, FIRST)) if by_sample else np.sum(_totals(r, FIRST), keepdims=True)
+        for n, r in relevance.items()
+    ]
+    count = len(parts[0]) if parts else 0
+    even = [p if len(p) == count else np.full(count, p.sum() / max(count, 1)) for p in parts]
+    return np.asarray(np.sum(even, axis=0, dtype=np.float64))
+
+
+def _totals(r: Array, place: Place) -> Array:
+    """The sum of each sample's relevance: float64 [N]."""
+    wide = r.astype(np.float64)
+    if wide.ndim == 0 or place is Nowhere.ONE:
+        return np.asarray([wide.sum()])
+    held = place if isinstance(place, Held) else FIRST
+    first = np.moveaxis(wide, held.axis, 0)
+    return np.asarray(first.reshape(held.outer, -1, held.inner, first[0].size).sum((0, 2, 3)))
 
 
 def keeps_samples(model: ir.Model, y: Value, wrt: Iterable[str]) -> bool:
     """Whether axis 0 of y counts samples, as it does in the first of the explained tensors `wrt` that has axes."""
-    names, known = list(wrt), tensors(model)
-    first = next((known[n] for n in names if known[n].shape is not None and len(known[n].shape or ())), None)
     if rank(y) and dims(y)[0] is None:
         return batch_is_open(model)
-    return by_sample(y, first, _way(model, y, names))
+    return samples_of(model, y, wrt).apart
 
 
 def batch_is_open(model: ir.Model) -> bool:
@@ -37,99 +81,57 @@ def batch_is_open(model: ir.Model) -> bool:
     return any(v.shape is not None and len(v.shape) and str(v.shape[0]) == BATCH for v in model.graph.inputs)
 
 
-def _way(model: ir.Model, y: Value, names: Iterable[str]) -> Iterator[ir.Node]:
+def samples_of(model: ir.Model, y: Value, wrt: Iterable[str]) -> Samples:
+    """The samples of the explained tensors `wrt` on their way to y."""
+    names, known = list(wrt), tensors(model)
+    sources = [known[n] for n in names if known[n].shape is not None and rank(known[n])]
+    if not sources or y.shape is None:
+        return Samples(False)
     active, live = activity(model, names)
-    yield from nodes_between(model, [y], active, live)
+    way = _Way(nodes_between(model, [y], active, live), y, sources)
+    if batch_is_open(model):
+        starts = {id(v): place for v in sources for place in way.starts(v, BATCH)[:1]}
+        return Samples(rank(y) > 0 and dims(y)[0] is None, BATCH, follow(way.nodes, starts, BATCH))
+    return way.fixed()
 
 
-def by_sample(y: Value, source: Value | None, nodes: Iterable[ir.Node]) -> bool:
-    """Whether axis 0 of y counts samples: it is open, or as long as that of the source, and nothing on the way cuts it."""
-    if rank(y) == 0:
-        return False
-    if dims(y)[0] is None:
-        return True
-    if source is None or source.shape is None or not len(source.shape) or dims(source)[0] != dims(y)[0]:
-        return False
-    return dims(y)[0] == 1 or _apart(source, y, nodes)
+@dataclass(frozen=True)
+class _Way:
+    """The nodes from the sources to y."""
 
+    nodes: Sequence[ir.Node]
+    y: Value
+    sources: Sequence[Value]
 
-def _apart(source: Value, y: Value, nodes: Iterable[ir.Node]) -> bool:
-    """Follow the axis that counts samples; where it is lost sight of, the samples are trusted to be kept apart."""
-    places = {id(source): 0}
-    for node in nodes:
-        at = next((places[id(v)] for v in node.inputs if v is not None and id(v) in places), None)
-        view = Operation.of(node)
-        if at is None or view.x.shape is None or view.y.shape is None:
-            continue
-        if _cuts(view, at):
-            return False
-        after = _after(view, at)
-        if after is not None:
-            places.update({id(v): after for v in node.outputs})
-    return places.get(id(y), 0) == 0
+    def starts(self, source: Value, batch: str) -> list[Held]:
+        """The axes of a source that may count so many samples: the first before others, those that do so alone before merged."""
+        sizes = [many(str(d), batch) for d in source.shape or ()]
+        return [Held(a) for a, n in enumerate(sizes) if n == 1] + [
+            Held(a, 1, n) for a, n in enumerate(sizes) if n and n > 1
+        ]
 
+    def fixed(self) -> Samples:
+        """Of a fixed batch: axis 0 of the first source, where nothing joins its entries; else the axis that reaches y alone."""
+        first, y = self.sources[0], self.y
+        batch, same = str(first.shape[0]) if first.shape else "1", rank(y) > 0 and dims(y)[0] == dims(first)[0]
+        if same and batch == "1":
+            return Samples(True)
+        goal = self._end({id(first): FIRST}, batch)
+        if same and goal in (FIRST, Nowhere.UNKNOWN):
+            return Samples(True, batch, self._all(FIRST, goal, batch))
+        for axis, size in enumerate(first.shape or ()):
+            goal = self._end({id(first): Held(axis)}, str(size))
+            if str(size) != "1" and str(size).isdecimal() and isinstance(goal, Held):
+                return Samples(False, str(size), self._all(Held(axis), goal, str(size)))
+        return Samples(False, "")
 
-def _cuts(node: Operation, at: int) -> bool:
-    """Whether the node cuts or joins along this axis, which is not the first: it counts something else then."""
-    same = rank(node.x) == rank(node.y) and node.x.shape != node.y.shape
-    return bool(at) and same and node.op_type in _ALONG and node.integer("axis", 0) % rank(node.y) == at
+    def _end(self, starts: Mapping[int, Held], batch: str) -> Place:
+        return follow(self.nodes, starts, batch).get(id(self.y), Nowhere.UNKNOWN)
 
-
-def _after(node: Operation, at: int) -> int | None:
-    """Where the axis is behind a node; None where that is not plain to see."""
-    x, y = dims(node.x), dims(node.y)
-    if node.op_type == "Transpose":
-        perm = node.ints("perm", list(reversed(range(len(x))))) or []
-        return perm.index(at) if at in perm else None
-    if x == y or (len(x) == len(y) and at < len(x) and x[at] == y[at] and x[:at] == y[:at]):
-        return at
-    return next((j for j in range(len(y)) if at < len(x) and y[j] == x[at] and _many(y[:j]) == _many(x[:at])), None)
-
-
-def inner_batches(nodes: Iterable[Operation]) -> dict[int, int]:
-    """Where other axes lie before the batch: {id of a value: how many entries of one sample come before the next sample's}.
-
-    Attention of sequences first has [tokens, N, features] and merges it into [tokens·N, features]. Values that are not listed
-    have the batch outermost.
-    """
-    before: dict[int, int] = {}
-    for node in nodes:
-        x = next((v for i in sorted(node.active) if id(v := node.input(i)) in before), node.input(min(node.active)))
-        after = _before(node, x, before.get(id(x), 1)) if x.shape is not None and node.y.shape is not None else None
-        if after is not None and after > 1:
-            before.update({id(v): after for v in node.outputs})
-    return before
-
-
-def _before(node: Operation, x: Value, before: int) -> int | None:
-    found = find(node)
-    if found is not None and found.keeps_order:
-        return before
-    place = _batch_in(dims(x), before)
-    axes = axes_after(node, x, list(range(rank(x)))) if place is not None else None
-    if place is None or axes is None:
-        return None
-    axis, outer = place
-    at = axes.index(axis) if axis in axes else rank(node.y)
-    if at >= rank(node.y):
-        return None
-    sizes = [1 if d is None else d for d in dims(node.y)[:at]]
-    same = node.y.shape is not None and x.shape is not None and str(node.y.shape[at]) == str(x.shape[axis])
-    return math.prod(sizes) * outer if same else None
-
-
-def _batch_in(sizes: Sequence[int | None], before: int) -> tuple[int, int] | None:
-    """(the axis that holds the batch, how many entries of that axis lie before it)."""
-    product = 1
-    for axis, size in enumerate(sizes):
-        if before % product:
-            return None
-        if size is None or product <= before < product * size:
-            return axis, before // product
-        product *= size
-    return None
-
-
-def _many(sizes: Sequence[int | None]) -> tuple[int, int]:
-    """How many entries, and how many open axes besides."""
-    return math.prod(d for d in sizes if d is not None), sum(d is None for d in sizes)
+    def _all(self, start: Held, goal: Place, batch: str) -> Mapping[int, Place]:
+        """The places of all values, with every other source begun at the axis that leads where the first one does."""
+        starts = {id(self.sources[0]): start}
+        for source in self.sources[1:]:
+            found = [held for held in self.starts(source, batch) if self._end({id(source): held}, batch) == goal]
+            starts.update({id(source): held for held in found[:1]})
+        return follow(self.nodes, starts, batch)

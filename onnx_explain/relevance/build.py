@@ -15,13 +15,14 @@ import onnx_ir as ir
 from onnx_explain.embedded import is_float
 from onnx_explain.errors import InputError, MethodError, TargetError, UnsupportedOperator, suggest
 from onnx_explain.ir import unfuse
-from onnx_explain.ir.emit import Emitter
+from onnx_explain.ir.emit import Emitter, set_dtype
 from onnx_explain.ir.halves import read_wide, unrounded, widened
 from onnx_explain.ir.splice import Twin
 from onnx_explain.ir.view import Operation, Value, dims, rank, shape_text
 from onnx_explain.methods import Assignment, Composite, Rollout, Selector, Turned
 from onnx_explain.operators.coverage import reason
 from onnx_explain.operators.roles import zeros_like
+from onnx_explain.operators.samples import FIRST, Held, Nowhere, Place
 from onnx_explain.path import (
     activity,
     channel_axis,
@@ -33,13 +34,14 @@ from onnx_explain.path import (
     wrt_tensors,
 )
 from onnx_explain.relevance import rollout as attention
-from onnx_explain.relevance.apart import keeps_samples
+from onnx_explain.relevance.apart import Samples, samples_of
 from onnx_explain.relevance.chain import Chain, Link, positions, role_of
 from onnx_explain.relevance.graph import Options, RelevanceGraph, Request, Row, verify
 from onnx_explain.relevance.seed import Start, Targets, samples, score_of, start
 from onnx_explain.relevance.walk import Setting, Walk, assignment
 from onnx_explain.rules import gradient
 from onnx_explain.rules import rollout as rollout_rules
+from onnx_explain.rules.share import Lost, along
 
 _GRADIENT = Composite((Assignment(Selector(), gradient.adjoint, "gradient"),))
 
@@ -111,6 +113,43 @@ def relevance_of(model: ir.Model, composite: Composite, wrt: Sequence[str], outp
     return vector_jacobian(model, composite, wrt, [output])
 
 
+@dataclass(frozen=True)
+class _Front:
+    """A layer's tensors with the samples on their first axis, where one axis counts them alone."""
+
+    layer: Value
+    place: Place
+    apart: bool
+
+    @property
+    def _axis(self) -> int:
+        return self.place.axis if isinstance(self.place, Held) and self.place.alone else 0
+
+    def of(self, op: Emitter, value: Value) -> Value:
+        """A tensor like the layer's value, its samples first."""
+        if not self._axis:
+            return value
+        order = [self._axis, *(a for a in range(rank(self.layer)) if a != self._axis)]
+        turned = op.Transpose(value, perm=order)
+        set_dtype(turned, self.layer.dtype)
+        turned.shape = ir.Shape([(self.layer.shape or ())[a] for a in order])
+        return turned
+
+    def back(self, op: Emitter, value: Value) -> Value:
+        """Relevance as the layer is laid out."""
+        if not self._axis:
+            return value
+        order = [*range(1, self._axis + 1), 0, *range(self._axis + 1, rank(self.layer))]
+        return op.typed(op.Transpose(value, perm=order), self.layer)
+
+    def each(self, op: Emitter, numbers: Value) -> Value:
+        """One number per sample [N], so that it broadcasts over what `of` gives."""
+        if not self.apart:
+            return along(op, numbers, self.layer, Nowhere.ONE)
+        place = self.place if isinstance(self.place, Held) and not self.place.alone else FIRST
+        return along(op, numbers, self.layer, place)
+
+
 @dataclass
 class _Ground:
     """The graph that backward halves are written into."""
@@ -156,6 +195,7 @@ class _Half:
         self.target, self.explained = unrounded(self.targets[0]), self.targets[0].name or ""
         self.kept = {name: self._tensor(name, "relevance could be kept") for name in self.options.keep}
         self.at = None if self.options.at is None else self._tensor(self.options.at, "relevance could be explained")
+        self._samples: Samples | None = None
         self.above: list[Row] = []  # what the score's gradient passes, of a method that starts at inner tensors
 
     def run(self) -> RelevanceGraph:
@@ -167,7 +207,7 @@ class _Half:
         y = self.target
         if y.shape is None:  # an operator that no shape is inferred through is named as what it is
             self._links([y])
-        by_sample = self._by_sample(y)
+        by_sample = self.samples.apart
         options = self.options
         chosen = self.ground.targets.chosen(options.slot, options.chosen, fixed=options.fixed)
         begun = start(self.op, y, chosen, by_sample=by_sample)
@@ -194,6 +234,8 @@ class _Half:
 
     def run_vjp(self) -> None:
         """The walk with one cotangent per output in place of a seed."""
+        if not self.samples.apart:  # what enters everywhere at once is one sample's
+            self._samples = Samples(False)
         walk = self._walk(self.targets, None, None)
         for value in self.targets:
             walk.start(value, self.op.input(f"{value.name}_cotangent", value))
@@ -218,9 +260,12 @@ class _Half:
         """Where relevance ends, by the name it is told under: inputs in half precision as their readers see them."""
         return dict(zip(self.wrt, self.sources)) if self.at is None else {self.options.at or "": self.at}
 
-    def _by_sample(self, y: Value) -> bool:
-        """Whether axis 0 counts samples, as it does in the first input."""
-        return keeps_samples(self.model, y, self.wrt)
+    @property
+    def samples(self) -> Samples:
+        """Where the samples are on the way to the target."""
+        if self._samples is None:
+            self._samples = samples_of(self.model, self.target, self.wrt)
+        return self._samples
 
     def _classes(self, by_sample: bool) -> int | None:
         sizes = dims(self.target)[1:] if by_sample else dims(self.target)
@@ -253,11 +298,10 @@ class _Half:
         return Chain(self.model, self.op, self.composite, self.method, held).links(targets, active, live), live
 
     def _setting(self, begun: Start | None, live: set[int], twin: Twin | None) -> Setting:
-        apart = self._by_sample(self.target)
         return Setting(
             self.sources[0],
-            samples(self.target, apart),
-            apart,
+            samples(self.target, self.samples.apart),
+            self.samples,
             self.ground.nonnegative,
             live,
             accounting=self.options.accounting,
@@ -319,22 +363,27 @@ class _Half:
         if turn is None:
             raise ValueError("a composite without a turn")
         indices = begun.hostile(op, turn.hostile, self._classes(by_sample))
+        place = self.samples.place(layer)
         with op.serving(f"{layer.name}"):
-            gradients = [self._gradients(begun, [layer], i)[0] for i in (None, *indices)]
+            seen = _Front(layer, place, by_sample)
+            gradients = [seen.of(op, self._gradients(begun, [layer], i)[0]) for i in (None, *indices)]
             other = [op.Cast(op.Not(op.Equal(i, begun.index)), to=int(layer.dtype or 1)) for i in indices]
-            turned = Turned(layer, gradients[0], tuple(gradients[1:]), tuple(other))
-            r = op.typed(turn.combine(op, turned), layer)
+            turned = Turned(
+                seen.of(op, layer), gradients[0], tuple(gradients[1:]), tuple(seen.each(op, v) for v in other)
+            )
+            r = op.typed(turn.combine(op, turned), turned.activation)
             explained = op.Cast(op.GreaterOrEqual(begun.index, op.ints(0)), to=int(layer.dtype or 1))
-            r = op.typed(op.Mul(r, op.Reshape(explained, op.ints(-1, *[1] * (rank(layer) - 1)))), layer)
+            r = op.typed(op.Mul(r, seen.each(op, explained)), turned.activation)
+            map_, r = r, seen.back(op, r)
         if turn.spread is None:
             walk = self._walk([layer], begun, None) if self.at is not layer else self._standing(begun, layer)
             walk.start(layer, r)
             walk.run()
-            return walk, {n: self._result(walk, v, None) for n, v in self._ends().items()}, walk.per_sample(r)
+            return walk, {n: self._result(walk, v, None) for n, v in self._ends().items()}, walk.per_sample(r, place)
         walk = self._standing(begun, layer)
         walk.rows.extend(self.above)
         walk.start(layer, r)
-        seeded = walk.per_sample(r)
+        seeded = walk.per_sample(r, place)
         if self.at is not None:
             if self.at is not layer:
                 raise MethodError(
@@ -343,7 +392,7 @@ class _Half:
                 )
             return walk, {layer.name or "": r}, seeded
         with op.serving(f"{layer.name}"):
-            return walk, {n: self._map(turn.spread, layer, r, n, v) for n, v in zip(self.wrt, self.sources)}, seeded
+            return walk, {n: self._map(turn.spread, layer, map_, n, v) for n, v in zip(self.wrt, self.sources)}, seeded
 
     def _map(
         self, spread: Callable[[Emitter, Value, Value], Value], layer: Value, r: Value, name: str, x: Value
@@ -400,8 +449,8 @@ class _Half:
             inputs = dict(zip(self.wrt, self.sources))
             known = {n: attention.tokens(self.model, found, n, v, self.method) for n, v in inputs.items()}
             relevance, lost = attention.laid(op, r, known, inputs)
-            walk.absorbed.extend((v, None) for v in (lost if self.options.accounting else []))
-            return walk, relevance, walk.per_sample(r)
+            walk.absorbed.extend(Lost(v) for v in (lost if self.options.accounting else []))
+            return walk, relevance, walk.per_sample(r, FIRST)
 
     def _values(self, relevance: Mapping[str, Value]) -> dict[str, str]:
         """Outputs that hold what the relevance is of, where that is no input of the model."""
@@ -435,4 +484,5 @@ class _Half:
             rows=tuple(rows),
             values=self._values(relevance) if told else {},
             layer=None if layer is None else layer.name,
+            samples={n: self.samples.place(ground.tensors[n]) for n in relevance},
         )

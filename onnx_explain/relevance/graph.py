@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from onnx_explain.errors import VerificationError
 from onnx_explain.methods import Composite, Seed
+from onnx_explain.operators.samples import Place
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class RelevanceGraph:
     holds it; `target_input` is the optional int64 input ("": none); `explained` names the tensor whose element is explained;
     `reports` maps ``score``, ``index``, ``absorbed`` and, of a method with a baseline, ``reference`` (the baseline's score),
     of a method that turns, ``seeded`` (the relevance that starts at its layer) to output names.
-    `layer`: where the score's gradient turned into relevance, of a method that does so.
+    `layer`: where the score's gradient turned into relevance, of a method that does so. `samples`: where the tensors of
+    `relevance` have their samples.
     """
 
     model: ir.Model
@@ -81,6 +83,7 @@ class RelevanceGraph:
     rows: tuple[Row, ...]
     values: Mapping[str, str]
     layer: str | None = None
+    samples: Mapping[str, Place] = field(default_factory=dict)
 
 
 def verify(model: ir.Model) -> None:

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnx_explain.ir.emit import Emitter
-from onnx_explain.ir.view import Value, rank
+from onnx_explain.ir.view import Value
+from onnx_explain.operators.samples import Place
+from onnx_explain.rules.share import over_each
 
 ROOM = 48.0  # log2 of what relevance may have grown by, before it is scaled down: one layer more still fits
 TOP = 120.0  # log2 of the largest that is told
@@ -53,12 +55,11 @@ def reduced(op: Emitter, r: Value, grown: Growth) -> tuple[Value, Growth]:
     return m, Growth(0.0, e if grown.exponent is None else op.Add(grown.exponent, e))
 
 
-def restored(op: Emitter, r: Value, grown: Growth, *, apart: bool) -> Value:
-    """m·2^e; of a sample (`apart`: axis 0 counts them) beyond the dtype, the direction alone, its largest about 2^120."""
+def restored(op: Emitter, r: Value, grown: Growth, place: Place) -> Value:
+    """m·2^e; of a sample (`place`: where they are) beyond the dtype, the direction alone, its largest about 2^120."""
     if grown.exponent is None:
         return r
-    axes = range(1 if apart else 0, rank(r))
-    largest = op.ReduceMax(op.Abs(r), op.ints(*axes), keepdims=1) if axes else op.Abs(r)
+    largest = over_each(op, op.typed(op.Abs(r), r), place, "ReduceMax")
     e = op.Min(grown.exponent, op.Sub(op.constant(TOP, like=r), _log2(op, largest)))
     half = op.Floor(op.Mul(e, 0.5))  # 2^e itself may be beyond the dtype
     return op.typed(op.Mul(op.Mul(r, _power(op, half)), _power(op, op.Sub(e, half))), r)

@@ -15,16 +15,17 @@ import onnx_ir as ir
 from onnx_explain.errors import VerificationError
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.halves import widened
-from onnx_explain.ir.view import Operation, Value, dims, rank, shape_text
+from onnx_explain.ir.view import Value, dims, rank, shape_text
 from onnx_explain.methods import Assignment, Composite
 from onnx_explain.operators.roles import Pointwise, zeros_like
+from onnx_explain.operators.samples import FIRST, Held, Nowhere, Place
 from onnx_explain.relevance import growth
-from onnx_explain.relevance.apart import inner_batches
+from onnx_explain.relevance.apart import Samples
 from onnx_explain.relevance.chain import Link
 from onnx_explain.relevance.graph import Row
 from onnx_explain.relevance.growth import Growth
 from onnx_explain.rules import gradient
-from onnx_explain.rules.share import Shares, Step
+from onnx_explain.rules.share import Lost, Shares, Step, per_sample
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,15 @@ class Part:
 class Setting:
     """What a walk is told besides its nodes.
 
-    `source`: the first explained input, whose axis 0 counts the samples; `samples`: how many, as far as known; `apart`: whether
-    the explained tensor keeps them apart, or all are explained as one. `live`: {id}
+    `source`: the first explained input; `count`: how many samples, as far as known; `samples`: where values have them, and
+    whether the explained tensor keeps them apart, or all are explained as one. `live`: {id}
     of the values that relevance is meant to reach; what goes elsewhere is counted as absorbed. `score`: the explained
     value, where relevance starts at one. `reference`: a value's twin on the baseline.
     """
 
     source: Value
-    samples: int | str
-    apart: bool
+    count: int | str
+    samples: Samples
     nonnegative: set[int]
     live: set[int]
     accounting: bool = False
@@ -64,23 +65,14 @@ def assignment(composite: Composite, link: Link) -> Assignment:
     return composite.rule(link.operation, link.role, first=link.first, last=link.last)
 
 
-def _laid_out_as(operation: Operation, value: Value) -> Value | None:
-    """The result or operand that has the shape of what was lost at a node."""
-    known = [*operation.outputs, *(operation.input(i) for i in sorted(operation.active))]
-    return next((v for v in known if v.shape is not None and v.shape == value.shape), None)
-
-
 class Walk:
     """The state of one walk."""
 
     def __init__(self, op: Emitter, composite: Composite, links: Sequence[Link], setting: Setting) -> None:
         self.op, self.composite, self.links, self.setting = op, composite, links, setting
         self.parts: dict[int, list[Part]] = {}
-        self.absorbed: list[
-            tuple[Value, Value | None]
-        ] = []  # what was lost, and the value whose entries it is laid out as
+        self.absorbed: list[Lost] = []
         self.rows: list[Row] = []
-        self._inner = inner_batches([link.operation for link in links])
 
     def start(self, value: Value, r: Value, *, gradient: bool = False) -> None:
         """Relevance `r` enters at `value`."""
@@ -97,57 +89,40 @@ class Walk:
             total = self._total(value, gradient_here=False)
             if total is None:
                 return zeros_like(self.op, value)
-            return growth.restored(self.op, total.r, total.grown, apart=self.setting.apart)
+            return growth.restored(self.op, total.r, total.grown, self._own(value))
 
-    def per_sample(self, value: Value, like: Value | None = None) -> Value:
-        """The sum over each sample: [N]; of all, [1], where they are not kept apart. `like`: whose entries it is laid out as."""
+    def _own(self, value: Value) -> Place:
+        """Where a value has what is explained as one sample."""
+        if not self.setting.samples.apart:
+            return Nowhere.ONE
+        place = self.setting.samples.place(value)
+        return place if isinstance(place, Held) else FIRST
+
+    def per_sample(self, value: Value, place: Place) -> Value:
+        """The sum over each sample: [N]; of all, [1], where they are not kept apart. `place`: where the value has them."""
         op, source = self.op, self.setting.source
-        n, axis = rank(value), self._batch_axis(value)
-        if not self.setting.apart:
+        n = rank(value)
+        if not self.setting.samples.apart:
             return op.Reshape(op.ReduceSum(value, keepdims=0), op.ints(1))
         if n == 0:
             return op.Reshape(value, op.ints(1))
+        if place is Nowhere.ONE or (isinstance(place, Held) and place.axis < n):
+            return per_sample(op, value, place)
         count = dims(source)[0] if rank(source) else 1
-        size = op.ints(count) if count is not None else op.Shape(source, start=0, end=1)
-        before = self._inner.get(id(like), 1)
-        if before > 1:
-            return op.ReduceSum(
-                op.Reshape(value, op.Concat(op.ints(before), size, op.ints(-1), axis=0)), op.ints(0, 2), keepdims=0
-            )
-        first = source.shape
-        batch = str(first[0]) if first is not None and len(first) else "1"
-        others = [a for a in range(n) if a != axis]
-        along = str(value.shape[axis]) if value.shape is not None else ""
-        if along == batch or axis > 0:
-            value = op.ReduceSum(value, op.ints(*others), keepdims=0) if others else value
-            if along == batch:
-                return value
         sizes = dims(value) if value.shape is not None else [None]
         if count and None not in sizes and prod(d or 0 for d in sizes) % count:
             # no such tensor is made sample by sample: what it holds is all samples' together
             total = op.ReduceSum(value, op.ints(*range(n)), keepdims=0)
             return op.Expand(op.Mul(op.typed_rank(total, 0), 1 / count), op.ints(count))
+        size = op.ints(count) if count is not None else op.Shape(source, start=0, end=1)
         flat = op.Reshape(value, op.Concat(size, op.ints(-1), axis=0))
         return op.ReduceSum(flat, op.ints(1), keepdims=0)
-
-    def _batch_axis(self, value: Value) -> int:
-        """The axis that counts the samples, alone or as the outer part of it: ``N`` or ``N*8`` where the batch is open.
-
-        Of a fixed batch, the first of its size; 0 where there is none.
-        """
-        first = self.setting.source.shape
-        if value.shape is None or first is None or not len(first):
-            return 0
-        batch, sizes = str(first[0]), [str(d) for d in value.shape]
-        if batch in sizes:
-            return sizes.index(batch)
-        return next((a for a, d in enumerate(sizes) if d.startswith(f"{batch}*")), 0)
 
     def lost(self, score: Value) -> Value:
         """All that was absorbed, per sample: [N]."""
         with self.op.serving("absorbed"):
             score = widened(self.op, score)
-            parts = [self._in_type(self.per_sample(v, like), score) for v, like in self.absorbed]
+            parts = [self._in_type(self.per_sample(part.value, part.place), score) for part in self.absorbed]
             if not parts:
                 return self.op.typed(self.op.Mul(score, 0.0), score)
             total = parts[0]
@@ -175,7 +150,7 @@ class Walk:
             told = f"folded into {operation.name}"
             self.rows.append(Row(taken.name, taken.op_type, "-", told, shape_text(taken.x), shape_text(taken.y)))
         self.rows.append(Row(operation.name, operation.op_type, role, label, shapes, shape_text(operation.y)))
-        self.absorbed.extend((v, _laid_out_as(operation, v)) for v in shares.absorbed)
+        self.absorbed.extend(shares.absorbed)
         grown = next(p.grown for p in rs if p is not None).by(shares.growth)
         for k, r in shares.inputs.items():
             self._receive(link, step, k, r, shares, grown)
@@ -196,6 +171,7 @@ class Walk:
             bias=link.bias,
             score=setting.score,
             reference=setting.reference,
+            place=setting.samples.place,
         )
         if link.head:
             return "gradient", step, gradient.adjoint(self.op, step)
@@ -205,13 +181,14 @@ class Walk:
             shares = replace(shares, absorbed=self._dropped(step, shares))
         return row.label, step, shares
 
-    def _dropped(self, step: Step, shares: Shares) -> list[Value]:
+    def _dropped(self, step: Step, shares: Shares) -> list[Lost]:
         """What a rearrangement or selection leaves to constants or in a border: the difference says it."""
-        left = [self.per_sample(r, y) for r, y in zip(step.rs, step.node.outputs) if r is not None]
-        left += [self.op.Neg(self.per_sample(r, step.node.input(k))) for k, r in shares.inputs.items()]
+        left = [self.per_sample(r, step.place(y)) for r, y in zip(step.rs, step.node.outputs) if r is not None]
+        own = [(r, step.node.input(k)) for k, r in shares.inputs.items()]
+        left += [self.op.Neg(self.per_sample(r, step.place(x))) for r, x in own]
         for value in left:
-            value.shape = ir.Shape([self.setting.samples])
-        return left
+            value.shape = ir.Shape([self.setting.count])
+        return [Lost(v) for v in left]
 
     def _receive(self, link: Link, step: Step, k: int, r: Value, shares: Shares, grown: Growth) -> None:
         x = step.node.input(k)
@@ -242,9 +219,10 @@ class Walk:
         """Count what goes past the tensor that is explained."""
         reference = self.setting.reference
         if self._multipliers and self.setting.accounting and reference is not None:
-            self.absorbed.append((self.op.typed(self.op.Mul(r, self.op.Sub(x, reference(x))), x), x))
+            r = self.op.typed(self.op.Mul(r, self.op.Sub(x, reference(x))), x)
+            self.absorbed.append(Lost(r, self.setting.samples.place(x)))
         elif accounting:
-            self.absorbed.append((r, x))
+            self.absorbed.append(Lost(r, self.setting.samples.place(x)))
 
     def _total(self, value: Value, gradient_here: bool) -> Part | None:
         """The sum of what came to a value; a derivative becomes relevance (times the value) where the head ends."""

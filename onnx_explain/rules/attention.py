@@ -34,7 +34,7 @@ def softmax(op: Emitter, step: Step) -> Shares:
     total = op.ReduceSum(step.r, op.ints(node.integer("axis", -1)), keepdims=1)
     inner = op.typed(op.Sub(step.r, op.Mul(probabilities(op, node), total)), x)
     share = op.typed(op.Mul(unmasked(op, x), inner), x)
-    return Shares({0: share}, [op.typed(op.Sub(step.r, share), x)] if step.accounting else [])
+    return Shares({0: share}, step.lost([op.typed(op.Sub(step.r, share), x)]) if step.accounting else [])
 
 
 def product(mode: Literal["uniform", "weighed"] = "uniform", epsilon: float = 1e-8, *, signed: bool = True) -> Rule:
@@ -53,7 +53,7 @@ def product(mode: Literal["uniform", "weighed"] = "uniform", epsilon: float = 1e
         if mode == "weighed":
             bearers = _weighed(node, bearers, elementwise=role.elementwise)
         if not bearers:
-            return Shares({}, [step.r])
+            return Shares({}, step.lost([step.r]))
         if role.elementwise:
             part = step.r if len(bearers) == 1 else op.typed(op.Mul(step.r, 1.0 / len(bearers)), node.y)
             return Shares({k: reduce_like(op, part, node.input(k)) for k in bearers})
@@ -61,7 +61,7 @@ def product(mode: Literal["uniform", "weighed"] = "uniform", epsilon: float = 1e
         s = op.typed(quotient(op, step.r, z, epsilon, nonnegative=not signed), node.y)
         shares = {k: op.typed(op.Mul(node.input(k), role.vjp(op, s, k)), node.input(k)) for k in bearers}
         lost = [op.typed(op.Sub(step.r, op.Mul(s, z)), node.y)] if step.accounting else []
-        return Shares(shares, lost, frozenset(bearers))
+        return Shares(shares, step.lost(lost), frozenset(bearers))
 
     return rule
 

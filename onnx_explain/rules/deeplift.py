@@ -42,7 +42,7 @@ def rescale(epsilon: float | None = None, *, shifted: bool = False) -> Rule:
         shares = _shares(op, step, pair)
         if step.accounting and getattr(step.role, "leaks", False):
             # constants and borders do not change, so nothing is lost on them
-            shares = replace(shares, absorbed=[op.Mul(step.r, 0.0)])
+            shares = replace(shares, absorbed=step.lost([op.Mul(step.r, 0.0)]))
         return shares
 
     return rule

@@ -101,7 +101,7 @@ def emit_share(op: Emitter, step: Step, role: Linear, rule: dict[str, Any], *, s
     extra = [step.bias, step.proxy]
     like: list[Value | None] = [x, step.node.y] if step.accounting else [x]
     outs = composite.emit(op, "Share", step.r, step.node, extra=extra, rule=rule, like=like)
-    return Shares({role.data: outs[0]}, list(outs[1:]), frozenset({role.data} if sparse else ()))
+    return Shares({role.data: outs[0]}, step.lost(outs[1:]), frozenset({role.data} if sparse else ()))
 
 
 def _linear(step: Step) -> Linear:
@@ -456,7 +456,7 @@ def contribution(epsilon: float = 1e-6, mode: Literal["signed", "absolute"] = "s
             like.append(step.node.y)
         parameters = {"epsilon": epsilon, "mode": mode, "z_nonnegative": step.rectified}
         outs = composite.emit(op, "ShareSum", step.r, step.node, extra=[step.proxy], rule=parameters, like=like)
-        return Shares(dict(zip(order, outs)), list(outs[len(order) :]), frozenset(order))
+        return Shares(dict(zip(order, outs)), step.lost(outs[len(order) :]), frozenset(order))
 
     return rule
 
@@ -518,7 +518,7 @@ def product(mode: Literal["uniform", "signal"] = "uniform", epsilon: float = 1e-
             raise wrong_role(step, "is not a product")
         bearers = role.bearers(step.node.active)
         if not bearers:
-            return Shares({}, [step.r])
+            return Shares({}, step.lost([step.r]))
         if mode == "signal":
             bearers = bearers[:1]
         if role.elementwise:
@@ -528,7 +528,7 @@ def product(mode: Literal["uniform", "signal"] = "uniform", epsilon: float = 1e-
         s = op.typed(quotient(op, step.r, z, epsilon), step.node.y)
         shares = {k: op.typed(op.Mul(step.node.input(k), role.vjp(op, s, k)), step.node.input(k)) for k in bearers}
         lost = [op.typed(op.Sub(step.r, op.Mul(s, z)), step.node.y)] if step.accounting else []
-        return Shares(shares, lost, frozenset(bearers))
+        return Shares(shares, step.lost(lost), frozenset(bearers))
 
     return rule
 
@@ -552,8 +552,9 @@ def normalization(epsilon: float = 1e-6) -> Rule:
             if not step.accounting:
                 return Shares({0: share}, [])
             if step.node.y.shape != step.node.x.shape:  # a reduction's: summed per sample, each in its own shape
-                return Shares({0: share}, [step.r, op.typed(op.Neg(share), step.node.x)])
-            return Shares({0: share}, [op.typed(op.Sub(step.r, share), step.node.x)])
+                left = step.lost([op.typed(op.Neg(share), step.node.x)], step.node.x)
+                return Shares({0: share}, [*step.lost([step.r]), *left])
+            return Shares({0: share}, step.lost([op.typed(op.Sub(step.r, share), step.node.x)]))
         return passing(op, step) if role.linear.kind == "scale" else with_statistics(op, step)
 
     return rule

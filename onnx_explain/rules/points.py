@@ -19,6 +19,8 @@ import onnx_ir as ir
 from onnx_explain.ir.emit import Emitter, set_dtype
 from onnx_explain.ir.halves import narrowed, widened
 from onnx_explain.ir.view import Value, dims, rank
+from onnx_explain.operators.samples import FIRST, Held, Place
+from onnx_explain.rules.share import over_each
 
 LEVELS = 1 << 16  # of a random number: quantiles of the normal distribution, steps of the uniform one
 _MASK = (1 << 32) - 1
@@ -35,14 +37,20 @@ def between(op: Emitter, start: Value, end: Value, alpha: Value) -> Value:
     return narrowed(op, point, start)
 
 
-def spread(op: Emitter, x: Value, level: float) -> Value:
-    """``level·(max x - min x)`` per sample: [N, 1, …]."""
+def spread(op: Emitter, x: Value, level: float, place: Place = FIRST) -> Value:
+    """``level·(max x - min x)`` per sample: [N, 1, …], or along the axis that has the samples."""
     if rank(x) < 2:
         return narrowed(op, op.Mul(widened(op, x), 0.0), x)
-    axes, wide = op.ints(*range(1, rank(x))), widened(op, x)
-    wide = op.Sub(op.ReduceMax(wide, axes, keepdims=1), op.ReduceMin(wide, axes, keepdims=1))
+    place, wide = place if isinstance(place, Held) else FIRST, widened(op, x)
+    wide = op.Sub(over_each(op, wide, place, "ReduceMax"), over_each(op, wide, place, "ReduceMin"))
     wide = op.Mul(wide, op.constant(level, like=wide))
-    return narrowed(op, wide, ir.Value(type=x.type, shape=ir.Shape([dims(x)[0] or "N", *[1] * (rank(x) - 1)])))
+    return narrowed(op, wide, ir.Value(type=x.type, shape=one_each(x, place)))
+
+
+def one_each(x: Value, place: Place = FIRST) -> ir.Shape:
+    """The shape that holds one number per sample and broadcasts over x."""
+    axis = place.axis if isinstance(place, Held) else 0
+    return ir.Shape([dims(x)[a] or "N" if a == axis else 1 for a in range(rank(x))])
 
 
 def normal(op: Emitter, x: Value, draw: Value, *, seed: int, name: str, channel_axis: int | None = 1) -> Value:

@@ -7,6 +7,7 @@ authors' release executes; the general form covers inputs of any sign with one s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -15,22 +16,28 @@ import onnx_ir as ir
 from onnx_explain.ir import composite
 from onnx_explain.ir.composite import CompositeNode, expansion
 from onnx_explain.ir.emit import Emitter
-from onnx_explain.ir.view import Value, rank
+from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.operators.roles import Linear, Rearrangement, Selection, Sum, reduce_like
+from onnx_explain.operators.samples import FIRST, Held, Nowhere, Place, contracted, moves
 from onnx_explain.rules import gradient
 from onnx_explain.rules.lrp import Bounds, spread_bound, version_of
 from onnx_explain.rules.share import (
+    Lost,
+    Reduction,
     Rule,
     Shares,
     Step,
+    along,
     joinable,
     linear_of,
     negative,
     per_sample,
+    place_of,
     positive,
     role_of,
     safe_divide,
     sizes,
+    told,
     transposed_apart,
     wrong_role,
 )
@@ -53,27 +60,108 @@ def hidden(*, joint: bool = True) -> Rule:
 
     def rule(op: Emitter, step: Step) -> Shares:
         role = _weighted(step)
+        x = step.node.input(role.data)
         parameters = {
             "joint": joint,
             "split": role.spatial,
             "x_nonnegative": role.data in step.nonnegative,
+            **told(x=step.place(x), y=step.place(step.node.y)),
         }
-        x = step.node.input(role.data)
         like: list[Value | None] = [x]
         if step.accounting:
-            like.append(_per_sample_like(step.r))
+            like.append(_each_like(step, x))
         outs = composite.emit(
             op, "RelativeShare", step.r, step.node, extra=[step.bias, step.proxy], rule=parameters, like=like
         )
-        return Shares({role.data: outs[0]}, list(outs[1:]), frozenset({role.data}))
+        return Shares({role.data: outs[0]}, _lost_of_each(step, x, outs[1:]), frozenset({role.data}))
 
     return rule
 
 
-def _per_sample_like(r: Value) -> Value:
-    return ir.Value(
-        shape=ir.Shape([r.shape[0] if r.shape is not None else None]), type=ir.TensorType(r.dtype or ir.DataType.FLOAT)
+def _each_like(step: Step, x: Value) -> Value:
+    """The type of one number per sample, or per entry of axis 0 where no axis holds the samples."""
+    place, shape = step.place(x), x.shape or ir.Shape([None])
+    size = (
+        shape[place.axis] if isinstance(place, Held) and place.alone else None if isinstance(place, Held) else shape[0]
     )
+    return ir.Value(
+        shape=ir.Shape([1 if place is Nowhere.ONE else size]), type=ir.TensorType(step.r.dtype or ir.DataType.FLOAT)
+    )
+
+
+def _lost_of_each(step: Step, x: Value, outs: Sequence[Value]) -> list[Lost]:
+    place = step.place(x)
+    return [Lost(v, FIRST if isinstance(place, Held) else place) for v in outs]
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums that go back onto the input: over each sample, or over each `row` that a dense operator takes by itself."""
+
+    op: Emitter
+    node: CompositeNode
+    role: Linear
+    rows: bool
+
+    @property
+    def x(self) -> Value:
+        return self.node.node.input(self.role.data)
+
+    def place(self, name: str) -> Place:
+        """Where an operand has its samples; of a convolution's that are lost sight of, each entry of axis 0 is one."""
+        found = place_of(self.node.rule, name)
+        return found if isinstance(found, Held) or found is Nowhere.ONE else FIRST
+
+    def of_x(self, value: Value) -> Value:
+        """Of a tensor of x's shape; broadcasts over it."""
+        value = self.op.typed_rank(value, rank(self.x))
+        if self.rows:
+            axes = contracted(self.node.node, self.role.data)
+            return self.op.ReduceSum(value, self.op.ints(*axes), keepdims=1) if axes else value
+        return self._along(per_sample(self.op, value, self.place("x")))
+
+    def of_y(self, value: Value) -> Value:
+        """Of a tensor of y's shape; broadcasts over x."""
+        value = self.op.typed_rank(value, rank(self.node.node.y))
+        if self.rows:
+            return _rows_of_result(self.op, self.node.node, self.role.data, value)
+        return self._along(per_sample(self.op, value, self.place("y")))
+
+    def along(self, each: Value) -> Value | None:
+        """One number per sample over x; None where it is not known whose is whose."""
+        place = place_of(self.node.rule, "x")
+        if each.shape is not None and dims(each) == [1]:
+            place = Nowhere.ONE  # all samples are explained as one
+        return None if place in (Nowhere.MIXED, Nowhere.UNKNOWN) else along(self.op, each, self.x, place)
+
+    def _along(self, each: Value) -> Value:
+        return along(self.op, each, self.x, self.place("x"))
+
+    def each(self, value: Value) -> Value:
+        """One number per sample of what stands once per sample or row: [N]."""
+        place = self.place("x")
+        found = per_sample(self.op, value, place)
+        repeated = place.outer * place.inner if isinstance(place, Held) and not self.rows else 1
+        return found if repeated == 1 else self.op.Mul(found, 1 / repeated)
+
+
+def _rows_of_result(op: Emitter, node: Operation, data: int, r: Value) -> Value:
+    """The sum of each row of a dense operator's result, laid where the operand has that row."""
+    there, x, y = moves(node, data), node.input(data), node.y
+    kept = [a for a in there if a is not None]
+    wide = [i for i, a in enumerate(there) if a is not None and dims(x)[i] == 1 and dims(y)[a] != 1]
+    gone = [a for a in range(rank(y)) if a not in kept]
+    in_place = all(a in (i, None) for i, a in enumerate(there)) and gone == [
+        i for i, a in enumerate(there) if a is None
+    ]
+    if in_place:
+        return op.ReduceSum(r, op.ints(*gone, *wide), keepdims=1) if gone or wide else r
+    rows = op.ReduceSum(r, op.ints(*gone), keepdims=0) if gone else r
+    order = [sorted(kept).index(a) for a in kept]
+    rows = rows if order == sorted(order) else op.Transpose(rows, perm=order)
+    joined = [i for i, a in enumerate(there) if a is None]
+    rows = op.Unsqueeze(rows, op.ints(*joined)) if joined else rows
+    return op.ReduceSum(rows, op.ints(*wide), keepdims=1) if wide else rows
 
 
 @expansion("RelativeShare")
@@ -89,11 +177,17 @@ def _expand_hidden(op: Emitter, node: CompositeNode) -> Sequence[Value]:
         other, more = _released(op, node, role, positive(op, op.Neg(x)))
         shares, lost = op.Add(shares, other), op.Add(lost, more)
         # both halves are shifted to the full sum: what was doubled is the release's own, and is reported as such
-        lost = op.Sub(lost, per_sample(op, node.r, keep=rank(x)))
+        sums = _sums(op, node, role)
+        lost = op.Sub(lost, sums.each(sums.of_y(node.r)))
     result = [op.typed(shares, x)]
     if node.outputs > 1:
-        result.append(op.Reshape(lost, op.ints(-1)))
+        result.append(lost)
     return result
+
+
+def _sums(op: Emitter, node: CompositeNode, role: Linear) -> _Sums:
+    """A convolution's shift is each sample's, a dense operator's each row's."""
+    return _Sums(op, node, role, rows=not node.rule["split"])
 
 
 def unbiased(op: Emitter, node: CompositeNode) -> Value:
@@ -148,7 +242,9 @@ def _joint(op: Emitter, node: CompositeNode, role: Linear) -> tuple[Value, Value
     total, u = raised(op, role.forward(op, size, magnitude), role), unbiased(op, node)
     floor = op.Mul(total, 8.0 * float(np.finfo(_numpy(x)).eps))
     zp, zm = (op.Max(op.Mul(part, 0.5), floor) for part in (op.Add(total, u), op.Sub(total, u)))
-    sa, sb = _divided(op, node, zp, zm, op.Add(zp, zm))
+    # the two adjoints cancel where nothing goes through a side: a quotient by its floor would leave their rounding behind
+    sides = tuple(_live(op, op.Sub(z, floor)) for z in (zp, zm))
+    sa, sb = _divided(op, node, zp, zm, op.Add(zp, zm), sides=sides)
     even = op.Mul(size, role.transpose(op, op.Add(sa, sb), magnitude, x))
     odd = op.Mul(x, role.transpose(op, op.Sub(sa, sb), w, x))
     return _shifted(op, node, op.typed(op.Mul(op.Add(even, odd), 0.5), x))
@@ -161,43 +257,48 @@ def _quotients(op: Emitter, node: CompositeNode, zp: Value, zm: Value) -> tuple[
     return _divided(op, node, divisor, zm, op.Add(divisor, zm), exact=True)
 
 
+def _live(op: Emitter, value: Value) -> Value:
+    """1 where a value is not zero, else 0, in its dtype."""
+    if value.dtype == ir.DataType.FLOAT:
+        return op.HardSigmoid(op.Abs(value), alpha=3.0e38, beta=0.0)
+    return op.Cast(op.Not(op.Equal(value, op.constant(0.0, like=value))), to=int(value.dtype or 1))
+
+
 def _divided(
-    op: Emitter, node: CompositeNode, zp: Value, zm: Value, total: Value, *, exact: bool = False
+    op: Emitter,
+    node: CompositeNode,
+    zp: Value,
+    zm: Value,
+    total: Value,
+    *,
+    exact: bool = False,
+    sides: tuple[Value, ...] = (),
 ) -> tuple[Value, Value]:
-    """Sa = R⊘Z⁺ and Sb = R⊘T; a convolution's negative relevance goes through Z⁻ alone (§2.3)."""
+    """Sa = R⊘Z⁺ and Sb = R⊘T; a convolution's negative relevance goes through Z⁻ alone (§2.3).
+
+    `sides`: 1 where Z⁺, where Z⁻ is more than nothing, else 0.
+    """
     r, y = node.r, node.node.y
+    above, below = (op.Mul(r, side) for side in sides) if sides else (r, r)
     if not node.rule["split"]:
-        return op.typed(op.Div(r, zp), y), op.typed(op.Div(r, total), y)
-    gain = positive(op, r)
-    loss = op.Sub(r, gain)
+        return op.typed(op.Div(above, zp), y), op.typed(op.Div(r, total), y)
+    gain = positive(op, above)
+    loss = op.Sub(below, positive(op, below))
     sb = op.Add(op.Div(r, total), safe_divide(op, loss, zm) if exact else op.Div(loss, zm))
     return op.typed(op.Div(gain, zp), y), op.typed(sb, y)
 
 
 def _shifted(op: Emitter, node: CompositeNode, c: Value) -> tuple[Value, Value]:
     """C - 1[C≠0]·(ΣC - ΣR)⊘nnz(C) per sample, and what is lost where nothing is left to shift."""
-    n = rank(c)
-    axes = op.ints(*(range(1, n) if node.rule["split"] else [n - 1]))
-    if c.dtype == ir.DataType.FLOAT:
-        live = op.HardSigmoid(op.Abs(c), alpha=3.0e38, beta=0.0)
-    else:
-        live = op.Cast(op.Not(op.Equal(c, op.constant(0.0, like=c))), to=int(c.dtype or 1))
-    count = op.ReduceSum(live, axes, keepdims=1)
-    seeded = _sum_of(op, node, n)
-    excess = op.Sub(op.ReduceSum(c, axes, keepdims=1), seeded)
+    sums = _sums(op, node, linear_of(node.node))
+    live = _live(op, c)
+    count, seeded = sums.of_x(live), sums.of_y(node.r)
+    excess = op.Sub(sums.of_x(c), seeded)
     moved = op.Sub(c, op.Mul(live, safe_divide(op, excess, count)))
     if node.outputs == 1:
         return moved, seeded
     none = op.Cast(op.Equal(count, op.constant(0.0, like=count)), to=int(c.dtype or 1))
-    lost = op.ReduceSum(op.Mul(op.ReduceSum(c, axes, keepdims=1), 0.0), op.ints(*range(1, n)), keepdims=1)
-    return moved, op.Add(lost, op.ReduceSum(op.Mul(none, seeded), op.ints(*range(1, n)), keepdims=1))
-
-
-def _sum_of(op: Emitter, node: CompositeNode, n: int) -> Value:
-    r = node.r
-    if not node.rule["split"]:
-        return op.ReduceSum(r, op.ints(rank(r) - 1), keepdims=1)  # dense layers shift each row of their own
-    return per_sample(op, r, keep=n)
+    return moved, sums.each(op.typed_rank(op.Mul(none, seeded), rank(c)))
 
 
 def _weight(node: CompositeNode, role: Linear) -> Value:
@@ -227,10 +328,14 @@ def first_propagation(*, published: bool = False) -> Rule:
         role = _weighted(step)
         x = step.node.input(role.data)
         extra = [step.bias, step.score]
-        like: list[Value | None] = [x, _per_sample_like(step.r)] if step.accounting else [x]
-        parameters = {"published": published, "x_nonnegative": role.data in step.nonnegative}
+        like: list[Value | None] = [x, _each_like(step, x)] if step.accounting else [x]
+        parameters = {
+            "published": published,
+            "x_nonnegative": role.data in step.nonnegative,
+            **told(x=step.place(x), y=step.place(step.node.y)),
+        }
         outs = composite.emit(op, "FirstPropagation", step.r, step.node, extra=extra, rule=parameters, like=like)
-        return Shares({role.data: outs[0]}, list(outs[1:]), frozenset({role.data}))
+        return Shares({role.data: outs[0]}, _lost_of_each(step, x, outs[1:]), frozenset({role.data}))
 
     return rule
 
@@ -241,58 +346,62 @@ def _expand_first(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     x, w = node.node.input(role.data), _weight(node, role)
     bias = node.extra[0] if node.extra else None
     score = node.extra[1] if len(node.extra) > 1 else None
-    n = rank(x)
+    unknown = {place_of(node.rule, name) for name in "xy"} & {Nowhere.MIXED, Nowhere.UNKNOWN}
+    sums = _Sums(op, node, role, rows=bool(unknown))
     z = op.typed(op.Mul(x, role.transpose(op, node.r, w, x)), x)
     b = None
     if bias is not None:
-        b = per_sample(op, op.typed(op.Mul(node.r, bias), node.node.y), keep=n)
+        b = sums.of_y(op.typed(op.Mul(node.r, bias), node.node.y))
     if node.rule["published"]:
-        a, total = _published_parts(op, x, z, b, n)
+        a, total = _published_parts(op, x, z, b, sums)
     else:
-        own = per_sample(op, z, keep=n)
+        own = sums.of_x(z)
         a, total = z, own if b is None else op.Add(own, b)
-    if score is not None:
-        total = safe_divide(op, total, op.Reshape(score, op.ints(-1, *[1] * (n - 1))))
+    over = None if score is None else sums.along(score)
+    if over is not None:
+        total = safe_divide(op, total, over)
     size = op.typed(op.Abs(a), x)
-    norm = per_sample(op, size, keep=n)
+    norm = sums.of_x(size)
     r = op.Mul(size, safe_divide(op, total, norm))
     result = [op.typed(r, x)]
     if node.outputs > 1:
         dead = op.Cast(op.Equal(norm, op.constant(0.0, like=norm)), to=int(x.dtype or 1))
-        result.append(op.Reshape(op.Mul(total, dead), op.ints(-1)))
+        result.append(sums.each(op.typed_rank(op.Mul(total, dead), rank(x))))
     return result
 
 
-def _published_parts(op: Emitter, x: Value, z: Value, b: Value | None, n: int) -> tuple[Value, Value]:
+def _published_parts(op: Emitter, x: Value, z: Value, b: Value | None, sums: _Sums) -> tuple[Value, Value]:
     """A with the bias on x⁺ (§2.1) and its sum."""
     if b is None:
-        return z, per_sample(op, z, keep=n)
+        return z, sums.of_x(z)
     on = op.Cast(op.Greater(x, op.constant(0.0, like=x)), to=int(x.dtype or 1))
     gain, loss = positive(op, z), negative(op, z)
-    z1 = per_sample(op, op.typed(op.Mul(gain, on), x), keep=n)
-    z2 = per_sample(op, op.typed(op.Mul(loss, on), x), keep=n)
-    pos, neg = per_sample(op, op.typed(gain, x), keep=n), per_sample(op, op.typed(loss, x), keep=n)
+    z1, z2 = (sums.of_x(op.typed(op.Mul(part, on), x)) for part in (gain, loss))
+    pos, neg = (sums.of_x(op.typed(part, x)) for part in (gain, loss))
     s = op.Add(pos, neg)
     k1 = safe_divide(op, safe_divide(op, op.Mul(b, pos), s), z1)
     k2 = safe_divide(op, safe_divide(op, op.Mul(b, neg), s), z2)
     spread = op.Mul(on, op.Add(op.Mul(gain, k1), op.Mul(loss, k2)))
     a = op.typed(op.Add(z, spread), x)
-    return a, per_sample(op, a, keep=n)
+    return a, sums.of_x(a)
 
 
 # ------------------------------------------------------------------------------------------- the first layer
 
 
 def box(low: Bounds | None = None, high: Bounds | None = None) -> Rule:
-    """§2.5: zᴮ without stabiliser and without shift; by default the bounds are each picture's own extremes."""
+    """§2.5: zᴮ without stabiliser and without shift; by default the bounds are each picture's own extremes.
+
+    Where it is not known which entries are one sample's, they are the extremes of what one output reads.
+    """
 
     def rule(op: Emitter, step: Step) -> Shares:
         role = _weighted(step)
         x = step.node.input(role.data)
         like: list[Value | None] = [x, step.node.y] if step.accounting else [x]
-        parameters = {"low": low, "high": high}
+        parameters = {"low": low, "high": high, **told(x=step.place(x))}
         outs = composite.emit(op, "Box", step.r, step.node, rule=parameters, like=like)
-        return Shares({role.data: outs[0]}, list(outs[1:]))
+        return Shares({role.data: outs[0]}, step.lost(outs[1:]))
 
     return rule
 
@@ -301,10 +410,7 @@ def box(low: Bounds | None = None, high: Bounds | None = None) -> Rule:
 def _expand_box(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     role = linear_of(node.node)
     x, w = node.node.input(role.data), _weight(node, role)
-    n = rank(x)
-    where = op.ints(*range(1, n))
-    low = bound_like(op, x, node.rule["low"]) if node.rule["low"] is not None else op.ReduceMin(x, where, keepdims=1)
-    high = bound_like(op, x, node.rule["high"]) if node.rule["high"] is not None else op.ReduceMax(x, where, keepdims=1)
+    low, high = _bound(op, node, role, "low", "ReduceMin"), _bound(op, node, role, "high", "ReduceMax")
     above, below = version_of(op, w, "+"), version_of(op, w, "-")
     lifted, lowered = (op.typed(op.Sub(x, bound), x) for bound in (low, high))
     # no term is negative, where y - b less the corners' images rounds to noise at a bound
@@ -320,6 +426,17 @@ def _expand_box(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     if node.outputs > 1:
         result.append(op.typed(op.Sub(node.r, op.Mul(s, za)), node.node.y))
     return result
+
+
+def _bound(op: Emitter, node: CompositeNode, role: Linear, name: str, reduce: Reduction) -> Value:
+    """The given bound, or the lowest or highest entry of each sample; broadcasts over x."""
+    if node.rule[name] is not None:
+        return bound_like(op, node.node.input(role.data), node.rule[name])
+    x, place = node.node.input(role.data), place_of(node.rule, "x")
+    if place in (Nowhere.MIXED, Nowhere.UNKNOWN) or (isinstance(place, Held) and place.alone):
+        own = contracted(node.node, role.data) if isinstance(place, Nowhere) else set(range(rank(x))) - {place.axis}
+        return op.emit(reduce, [x, op.ints(*sorted(own))], {"keepdims": 1})[0] if own else x
+    return along(op, per_sample(op, x, place, reduce), x, place)
 
 
 def bound_like(op: Emitter, x: Value, bound: Any) -> Value:
@@ -340,7 +457,7 @@ def pooled(*, drop: bool) -> Rule:
         like: list[Value | None] = [step.node.input(0), step.node.y] if step.accounting else [step.node.input(0)]
         parameters = {"drop": drop or step.sparse, "magnitude": not drop and 0 not in step.nonnegative}
         outs = composite.emit(op, "RatioShare", step.r, step.node, extra=[step.proxy], rule=parameters, like=like)
-        return Shares({0: outs[0]}, list(outs[1:]), frozenset({0} if drop or step.sparse else ()))
+        return Shares({0: outs[0]}, step.lost(outs[1:]), frozenset({0} if drop or step.sparse else ()))
 
     return rule
 
@@ -394,7 +511,7 @@ def summed(*, drop: bool, mode: Literal["auto", "signed", "absolute"] = "auto") 
         }
         outs = composite.emit(op, "RatioSum", step.r, step.node, extra=[step.proxy], rule=parameters, like=like)
         kept = frozenset(order) if drop or step.sparse else frozenset()
-        return Shares(dict(zip(order, outs)), list(outs[len(order) :]), kept)
+        return Shares(dict(zip(order, outs)), step.lost(outs[len(order) :]), kept)
 
     return rule
 
@@ -446,25 +563,25 @@ def dropping_at_zero(op: Emitter, step: Step) -> Shares:
         kept = step.r if step.sparse else _masked(op, step.r, step.node.y)
         routed = gradient.route(op, Step(step.node, step.role, (kept,), step.proxy, sparse=True))
         lost = [] if step.sparse or not step.accounting else [op.typed(op.Sub(step.r, kept), step.node.y)]
-        return Shares(routed.inputs, lost, routed.sparse)
+        return Shares(routed.inputs, step.lost(lost), routed.sparse)
     if isinstance(step.role, Rearrangement):
         moved = gradient.undo(op, step)
         if step.sparse:
             return moved
         kept_parts = {k: _masked(op, v, step.node.input(k)) for k, v in moved.inputs.items()}
-        lost = (
-            [op.typed(op.Sub(v, kept_parts[k]), step.node.input(k)) for k, v in moved.inputs.items()]
-            if step.accounting
-            else []
-        )
-        return Shares(kept_parts, lost, frozenset(kept_parts))
+        gone: list[Lost] = []
+        for k, v in moved.inputs.items() if step.accounting else ():
+            other = step.node.input(k)
+            gone += step.lost([op.typed(op.Sub(v, kept_parts[k]), other)], other)
+        return Shares(kept_parts, gone, frozenset(kept_parts))
     x = step.node.x
     kept = _masked(op, step.r, x)
     scale = step.node.input(1)
     shape = [1, -1, *[1] * (rank(x) - 2)]
     alive = op.Reshape(op.Not(op.Equal(scale, op.constant(0.0, like=scale))), op.ints(*shape))
     kept = op.typed(op.Mul(kept, op.Cast(alive, to=int(x.dtype or 1))), x)
-    return Shares({0: kept}, [op.typed(op.Sub(step.r, kept), x)] if step.accounting else [], frozenset({0}))
+    rest = [op.typed(op.Sub(step.r, kept), x)] if step.accounting else []
+    return Shares({0: kept}, step.lost(rest), frozenset({0}))
 
 
 def _masked(op: Emitter, r: Value, test: Value) -> Value:

@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnx_explain.errors import MethodError
 from onnx_explain.ir import composite
 from onnx_explain.ir.composite import CompositeNode, expansion
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Value, rank
 from onnx_explain.operators.roles import Linear, PerSample, Sum, reduce_like
+from onnx_explain.operators.samples import FIRST, Held
+from onnx_explain.rules import rows
 from onnx_explain.rules.cam import axes_of, class_weights
 from onnx_explain.rules.share import (
+    Lost,
     Rule,
     Shares,
     Step,
@@ -52,13 +56,11 @@ def sections(*, published: bool = False) -> Callable[[Emitter, Any], Value]:
         own = _map(op, a, turned.target, published=published)
         if not turned.hostile:
             return own
-        n = rank(a)
         count: Value | None = None
         against: Value | None = None
         for g, other in zip(turned.hostile, turned.others):
-            there = op.Reshape(other, op.ints(-1, *[1] * (n - 1)))
-            part = op.Mul(_map(op, a, g, published=published), there)
-            count = there if count is None else op.Add(count, there)
+            part = op.Mul(_map(op, a, g, published=published), other)
+            count = other if count is None else op.Add(count, other)
             against = part if against is None else op.Add(against, part)
         if count is None or against is None:
             return own
@@ -88,7 +90,7 @@ def _opposed(op: Emitter, a: Value, d: Value, *, published: bool) -> Value:
     p = op.typed(_unit(op, gain, n, published), a)
     if published:  # D⁻ is brought to a maximum of one first, and to what D⁺ sums to afterwards
         loss = op.typed(safe_divide(op, loss, op.ReduceMax(loss, op.ints(*range(1, n)), keepdims=1)), a)
-        q = op.Mul(_unit(op, loss, n, published), per_sample(op, p, keep=n))
+        q = op.Mul(_unit(op, loss, n, published), _total(op, p, n))
     else:
         q = _unit(op, loss, n, published)
     e = op.ReduceSum(op.Sub(p, q), op.ints(channel), keepdims=1)
@@ -101,9 +103,14 @@ def _opposed(op: Emitter, a: Value, d: Value, *, published: bool) -> Value:
     return op.typed(op.Mul(op.Div(seed, channels), op.Expand(op.constant(1.0, like=a), op.shape_of(a))), a)
 
 
+def _total(op: Emitter, v: Value, n: int) -> Value:
+    """The sum over each entry of axis 0, of rank n."""
+    return op.Reshape(per_sample(op, v), op.ints(-1, *[1] * (n - 1)))
+
+
 def _unit(op: Emitter, v: Value, n: int, published: bool, *, absent: float = _ABSENT) -> Value:
     """A non-negative map over its sum."""
-    total = per_sample(op, v, keep=n)
+    total = _total(op, v, n)
     return safe_divide(op, v, op.Add(total, absent) if published else total)
 
 
@@ -122,14 +129,21 @@ def hidden(*, published: bool = False, purge: bool = False) -> Rule:
         role = step.role
         if not isinstance(role, Linear) or role.per_sample is None:
             raise wrong_role(step, "has no weight per sample")
-        nonnegative = role.data in step.nonnegative
-        parameters = {"published": published, "purge": purge, "x_nonnegative": nonnegative}
-        like: list[Value | None] = [step.node.input(role.data)]
+        nonnegative, held = role.data in step.nonnegative, step.place(step.node.input(role.data))
+        if role.spatial and isinstance(held, Held) and held.axis:
+            raise MethodError(
+                f"{step.node.where}: samples lie along axis {held.axis} of its input, where method 'rsp' compares patches of "
+                "one sample; use another method, such as 'rap'."
+            )
+        x, places = step.node.input(role.data), rows.places(step, role)
+        parameters = {"published": published, "purge": purge, "x_nonnegative": nonnegative, **places}
+        like: list[Value | None] = [x]
         if step.accounting:
             shape = ir.Shape(list(step.r.shape or [None])[:1])
             like.append(ir.Value(shape=shape, type=ir.TensorType(step.r.dtype or ir.DataType.FLOAT)))
         outs = composite.emit(op, "SectionalShare", step.r, step.node, rule=parameters, like=like)
-        return Shares({role.data: outs[0]}, list(outs[1:]), frozenset({role.data}))
+        place = FIRST if places and isinstance(held, Held) else held
+        return Shares({role.data: outs[0]}, [Lost(v, place) for v in outs[1:]], frozenset({role.data}))
 
     return rule
 
@@ -139,10 +153,20 @@ def _expand_hidden(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     role = linear_of(node.node)
     if role.per_sample is None:
         raise ValueError(f"{node.node.where}: has no weight per sample")
-    each, x = role.per_sample(), node.node.input(role.data)
-    r = _purged(op, node.r, role) if node.rule["purge"] else node.r
+    turned = rows.turned(op, node, role)
+    if turned is not None:
+        share, lost = _shared(op, node, turned.form, turned.r, turned.x, rank(turned.r) - 1)
+        return [turned.back(op, share, node.node.input(role.data)), lost][: node.outputs]
+    return _shared(op, node, role.per_sample(), node.r, node.node.input(role.data), role.channel_axis)[: node.outputs]
+
+
+def _shared(
+    op: Emitter, node: CompositeNode, each: PerSample, seeded: Value, x: Value, channel_axis: int
+) -> list[Value]:
+    """C and what is lost per sample [N], of relevance and input that have their samples first."""
+    r = _purged(op, seeded, channel_axis) if node.rule["purge"] else seeded
     c, top, alive = _similar(op, each, r, x, _features(op, node, x))
-    total = per_sample(op, r, keep=rank(x))
+    total = _total(op, r, rank(x))
     pointwise = each.kernel[:1] == (1,) if node.rule["published"] else set(each.kernel) <= {1}
     if pointwise or not each.kernel:
         share, lost = op.Mul(c, top), op.Sub(total, alive)
@@ -150,11 +174,8 @@ def _expand_hidden(op: Emitter, node: CompositeNode) -> Sequence[Value]:
         share, lost = _shifted(
             op, op.typed(op.Mul(c, op.Mul(top, 2.0)), x), total, alive, published=node.rule["published"]
         )
-    result = [op.typed(share, x)]
-    if node.outputs > 1:
-        gone = op.Sub(per_sample(op, node.r, keep=rank(x)), total)
-        result.append(op.Reshape(op.Add(lost, gone), op.ints(-1)))
-    return result
+    gone = op.Sub(_total(op, seeded, rank(x)), total)
+    return [op.typed(share, x), op.Reshape(op.Add(lost, gone), op.ints(-1))]
 
 
 def _features(op: Emitter, node: CompositeNode, x: Value) -> list[Value]:
@@ -167,9 +188,9 @@ def _features(op: Emitter, node: CompositeNode, x: Value) -> list[Value]:
     return [above, op.typed(positive(op, op.typed(op.Neg(x), x)), x)]
 
 
-def _purged(op: Emitter, r: Value, role: Linear) -> Value:
+def _purged(op: Emitter, r: Value, channel_axis: int) -> Value:
     """§3.4: entries whose sign is not that of their position's sum are dropped."""
-    axis = role.channel_axis if rank(r) > role.channel_axis else rank(r) - 1
+    axis = channel_axis if rank(r) > channel_axis else rank(r) - 1
     m = op.ReduceSum(r, op.ints(axis), keepdims=1)
     for_ = op.Cast(op.Greater(m, op.constant(0.0, like=m)), to=int(r.dtype or 1))
     gain = op.typed(positive(op, r), r)

@@ -6,8 +6,9 @@ it absorbed (bias, stabiliser, dead denominators), from the forward side, so tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +17,7 @@ from onnx_explain.errors import MethodError
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, dims, rank
 from onnx_explain.operators.roles import Linear, Role
+from onnx_explain.operators.samples import FIRST, Held, Nowhere, Place
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Step:
     fused), and is known non-negative where `rectified`. `nonnegative[i]`: operand i cannot be negative.
     `accounting`: absorbed relevance is asked for. `bias`: the linear operator's bias, broadcastable to y. `score`: the
     explained value per sample, where the seed is one and a rule would otherwise start at the score. `reference`: a value's
-    twin in the forward pass on the composite's baseline.
+    twin in the forward pass on the composite's baseline. `place`: where a value of the forward graph has its samples.
     """
 
     node: Operation
@@ -41,6 +43,7 @@ class Step:
     bias: Value | None = None
     score: Value | None = None
     reference: Callable[[Value], Value] | None = None
+    place: Callable[[Value], Place] = lambda value: FIRST
 
     @property
     def r(self) -> Value:
@@ -50,16 +53,29 @@ class Step:
             raise ValueError(f"{self.node.where}: no relevance came to its first output")
         return r
 
+    def lost(self, values: Iterable[Value], like: Value | None = None) -> list[Lost]:
+        """Absorbed relevance that is laid out as `like` (default: the first output)."""
+        place = self.place(self.node.y if like is None else like)
+        return [Lost(v, place) for v in values]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Absorbed relevance, and where it has its samples."""
+
+    value: Value
+    place: Place = FIRST
+
 
 @dataclass(frozen=True)
 class Shares:
-    """Relevance per operand (by position), what was absorbed (tensors with the batch in front, to be summed per sample),
-    and the operands at which relevance is zero wherever the operand is. `growth`: log2 of how many times r's largest the shares
-    may be, of rules that do not conserve and multiply over many layers (`relevance/growth.py`).
+    """Relevance per operand (by position), what was absorbed, and the operands at which relevance is zero wherever the
+    operand is. `growth`: log2 of how many times r's largest the shares may be, of rules that do not conserve and multiply
+    over many layers (`relevance/growth.py`).
     """
 
     inputs: dict[int, Value]
-    absorbed: list[Value] = field(default_factory=list)
+    absorbed: list[Lost] = field(default_factory=list)
     sparse: frozenset[int] = frozenset()
     growth: float = 0.0
 
@@ -119,11 +135,42 @@ def negative(op: Emitter, value: Value) -> Value:
     return op.Neg(op.Relu(op.Neg(value)))
 
 
-def per_sample(op: Emitter, value: Value, *, keep: int | None = None) -> Value:
-    """The sum over everything but the first axis: [N], or [N, 1, …] of rank `keep`."""
+Reduction = Literal["ReduceSum", "ReduceMin", "ReduceMax"]
+
+
+def per_sample(op: Emitter, value: Value, place: Place = FIRST, reduce: Reduction = "ReduceSum") -> Value:
+    """All entries of each sample as one number: [N]. Where no axis holds the samples, of all entries: [1]."""
     n = rank(value)
-    flat = op.ReduceSum(value, op.ints(*range(1, n)), keepdims=0) if n > 1 else value
-    return flat if keep is None else op.Reshape(flat, op.ints(-1, *[1] * (keep - 1)))
+    if not isinstance(place, Held):
+        return op.emit(reduce, [op.Reshape(value, op.ints(-1)), op.ints(0)], {"keepdims": 1})[0]
+    others = [a for a in range(n) if a != place.axis]
+    flat = op.emit(reduce, [value, op.ints(*others)], {"keepdims": 0})[0] if others else value
+    if place.alone:
+        return flat
+    apart = op.Reshape(flat, op.ints(place.outer, -1, place.inner))
+    return op.emit(reduce, [apart, op.ints(0, 2)], {"keepdims": 0})[0]
+
+
+def along(op: Emitter, each: Value, like: Value, place: Place) -> Value:
+    """One number per sample [N] (or [1]) so that it broadcasts over `like`."""
+    n = rank(like)
+    if not isinstance(place, Held):
+        return op.Reshape(each, op.ints(*[1] * n))
+    if not place.alone:
+        each = op.Expand(op.Reshape(each, op.ints(1, -1, 1)), op.ints(place.outer, 1, place.inner))
+    return op.Reshape(each, op.ints(*(-1 if a == place.axis else 1 for a in range(n))))
+
+
+def told(**places: Place) -> dict[str, Any]:
+    """A rule's parameter for composites: where operands have their samples, of those that do not have them first."""
+    said = {k: [p.axis, p.outer, p.inner] if isinstance(p, Held) else p.name for k, p in places.items() if p != FIRST}
+    return {"samples": said} if said else {}
+
+
+def place_of(rule: Mapping[str, Any], name: str) -> Place:
+    """What `told` has said of an operand."""
+    said = rule.get("samples", {}).get(name)
+    return FIRST if said is None else Nowhere[said] if isinstance(said, str) else Held(*said)
 
 
 def role_of(node: Operation) -> Role:

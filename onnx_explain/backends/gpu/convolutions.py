@@ -163,6 +163,8 @@ def _below_total(layer: Layer, below: CompositeNode) -> Value:
 def _relative(layer: Layer) -> Sequence[Value] | None:
     """RAP: C from both quotients in one pass (two where x has both signs), then one shift per sample."""
     op, node, known = layer.op, layer.node, layer.known
+    if "samples" in node.rule:  # kernels sum over each entry of axis 0
+        return None
     if not (layer.dense and rank(layer.x) == 2 and related_signs(node)) and not relates(node):
         return None
     words, operands = denominators.pair(layer)
@@ -190,7 +192,7 @@ def _relative_box(layer: Layer) -> Sequence[Value] | None:
     """RAP's first layer: zᴮ by each picture's own extremes, or by given bounds, without stabiliser."""
     op, node, x = layer.op, layer.node, layer.x
     low, high = node.rule["low"], node.rule["high"]
-    if (low is None) != (high is None) or _bounds_of_rows(layer):
+    if (low is None) != (high is None) or "samples" in node.rule or _bounds_of_rows(layer):
         return None
     where = op.ints(*range(1, rank(x)))
     bounds: list[Value] = []

@@ -91,7 +91,7 @@ def _writes(node: CompositeNode) -> bool:
 
 def relates(node: CompositeNode) -> bool:
     """Whether RAP's rule of a convolution is one that kernels have."""
-    return bool(node.rule["split"]) and related_signs(node)
+    return bool(node.rule["split"]) and related_signs(node) and "samples" not in node.rule
 
 
 def related_signs(node: CompositeNode) -> bool:
