@@ -169,7 +169,7 @@ class _Reading:
         return op.reshape_like(op.Concat(*ordered, axis=2), self.node.input(1))
 
 
-@room("GridSample")
+@room("GridSample", axes=lambda node, k: [0, 1 if k == 0 else None, *[None] * (rank(node.x) - 2)])
 def grid_sample(node: Operation) -> Role:
     """Pictures read at the places of a grid; a grid that is explained too only steers, though it has a gradient."""
     reading = _Reading(node)

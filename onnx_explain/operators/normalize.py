@@ -207,7 +207,7 @@ class _Neighbours:
         return op.Pow(d, op.constant(-self.beta - less, like=d))
 
 
-@room("LRN", sign="inherits")
+@room("LRN", sign="inherits", axes=lambda node, k: [None if a == 1 else a for a in range(rank(node.x))])
 def local_response_normalization(node: Operation) -> Normalization:
     """y = x·D^{-beta}, D = bias + alpha/size·Σ x² over neighbouring channels."""
     form = _Neighbours.of(node)

@@ -48,7 +48,13 @@ def _top_k_between(op: Emitter, r: Value, pair: Pair) -> dict[int, Value]:
     return {0: op.typed(slope, node.x)}
 
 
-@room("ReverseSequence", sign="inherits")
+def _but_time(node: Operation, k: int) -> list[int | None]:
+    """All axes stay but the one that is turned round; lengths belong to the sequences."""
+    time, batch = node.integer("time_axis", 0), node.integer("batch_axis", 1)
+    return [batch] if k == 1 else [None if a == time else a for a in range(rank(node.x))]
+
+
+@room("ReverseSequence", sign="inherits", axes=_but_time)
 def reverse_sequence(node: Operation) -> Rearrangement:
     """The first entries of every sequence in reverse; its own inverse."""
     axes = {"batch_axis": node.integer("batch_axis", 1), "time_axis": node.integer("time_axis", 0)}
@@ -96,7 +102,13 @@ def center_crop_pad(node: Operation) -> Rearrangement:
     return Rearrangement(undo)
 
 
-@room("CumSum", sign="inherits")
+def _but_summed(node: Operation, k: int) -> list[int | None]:
+    """All axes stay but the one that is summed along."""
+    along = node.constant(1)
+    return [None if along is None or a == int(along.item()) % rank(node.x) else a for a in range(rank(node.input(k)))]
+
+
+@room("CumSum", sign="inherits", axes=_but_summed)
 def cum_sum(node: Operation) -> Linear:
     """Running sums along an axis; the adjoint sums from the other end."""
     exclusive, reverse = node.integer("exclusive", 0), node.integer("reverse", 0)

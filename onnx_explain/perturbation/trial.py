@@ -68,6 +68,8 @@ class Trial:
         self.baselines = {n: self._baseline(n) for n in self.names}
         self.batch = self._fixed_batch()
         self.apart = self.graph.by_sample and all(self._apart(n) for n in self.names)
+        if self.graph.by_sample and not self.apart:
+            self._tell_of_neighbours()
         explained_rows = np.flatnonzero(self.index != NOT_EXPLAINED)
         self.units: Ids = explained_rows if self.apart else explained_rows[:1] * 0
         self.axes = [self._axes(n) for n in self.names]
@@ -75,6 +77,16 @@ class Trial:
         self.at_once = self._at_once()
 
     # -- what is explained
+
+    def _tell_of_neighbours(self) -> None:
+        """A note on a sample's map that other samples have a part in."""
+        others = ", ".join(repr(n) for n in self.names if not self._apart(n))
+        note = (
+            f"Method {self.method!r} masked all samples as one, because axis 0 of {others} does not count them: a sample's "
+            "map depends on its neighbours."
+        )
+        if note not in self.prepared.notes:
+            self.prepared.notes.append(note)
 
     def _value(self, name: str) -> Array:
         return self.results[self.graph.values[name]] if name in self.graph.values else self.feeds[name]

@@ -35,10 +35,12 @@ class Samples:
     places: Mapping[int, Place] = field(default_factory=dict)
 
     def place(self, value: Value) -> Place:
-        """Where a value has its samples."""
+        """Where a value has its samples: as followed, or, where they are lost sight of, by the size of its first axis."""
         if self.batch == "1":  # all there is, wherever it lies
             return FIRST if rank(value) == 0 or dims(value)[0] == 1 else Nowhere.ONE
-        return self.places.get(id(value), Nowhere.UNKNOWN)
+        found = self.places.get(id(value), Nowhere.UNKNOWN)
+        first = str(value.shape[0]) if value.shape is not None and len(value.shape) else ""
+        return FIRST if isinstance(found, Nowhere) and self.apart and first == self.batch else found
 
 
 def arrived(relevance: Mapping[str, Array], places: Mapping[str, Place], *, by_sample: bool) -> Array:

@@ -234,8 +234,8 @@ class _Half:
 
     def run_vjp(self) -> None:
         """The walk with one cotangent per output in place of a seed."""
-        if not self.samples.apart:  # what enters everywhere at once is one sample's
-            self._samples = Samples(False)
+        if not self.samples.apart and self.samples.place(self.target) != FIRST:
+            self._samples = Samples(False)  # what enters everywhere at once is one sample's
         walk = self._walk(self.targets, None, None)
         for value in self.targets:
             walk.start(value, self.op.input(f"{value.name}_cotangent", value))

@@ -31,6 +31,7 @@ from onnx_explain.rules.share import (
     joinable,
     linear_of,
     negative,
+    over_each,
     per_sample,
     place_of,
     positive,
@@ -118,7 +119,7 @@ class _Sums:
         if self.rows:
             axes = contracted(self.node.node, self.role.data)
             return self.op.ReduceSum(value, self.op.ints(*axes), keepdims=1) if axes else value
-        return self._along(per_sample(self.op, value, self.place("x")))
+        return over_each(self.op, value, self.place("x"))
 
     def of_y(self, value: Value) -> Value:
         """Of a tensor of y's shape; broadcasts over x."""
@@ -433,10 +434,10 @@ def _bound(op: Emitter, node: CompositeNode, role: Linear, name: str, reduce: Re
     if node.rule[name] is not None:
         return bound_like(op, node.node.input(role.data), node.rule[name])
     x, place = node.node.input(role.data), place_of(node.rule, "x")
-    if place in (Nowhere.MIXED, Nowhere.UNKNOWN) or (isinstance(place, Held) and place.alone):
-        own = contracted(node.node, role.data) if isinstance(place, Nowhere) else set(range(rank(x))) - {place.axis}
-        return op.emit(reduce, [x, op.ints(*sorted(own))], {"keepdims": 1})[0] if own else x
-    return along(op, per_sample(op, x, place, reduce), x, place)
+    if place in (Nowhere.MIXED, Nowhere.UNKNOWN):
+        own = contracted(node.node, role.data)
+        return op.emit(reduce, [x, op.ints(*own)], {"keepdims": 1})[0] if own else x
+    return over_each(op, x, place, reduce)
 
 
 def bound_like(op: Emitter, x: Value, bound: Any) -> Value:

@@ -161,6 +161,14 @@ def along(op: Emitter, each: Value, like: Value, place: Place) -> Value:
     return op.Reshape(each, op.ints(*(-1 if a == place.axis else 1 for a in range(n))))
 
 
+def over_each(op: Emitter, value: Value, place: Place, reduce: Reduction = "ReduceSum") -> Value:
+    """All entries of each sample as one number that broadcasts over the value."""
+    if not (isinstance(place, Held) and place.alone):
+        return along(op, per_sample(op, value, place, reduce), value, place)
+    others = [a for a in range(rank(value)) if a != place.axis]
+    return op.emit(reduce, [value, op.ints(*others)], {"keepdims": 1})[0] if others else value
+
+
 def told(**places: Place) -> dict[str, Any]:
     """A rule's parameter for composites: where operands have their samples, of those that do not have them first."""
     said = {k: [p.axis, p.outer, p.inner] if isinstance(p, Held) else p.name for k, p in places.items() if p != FIRST}
