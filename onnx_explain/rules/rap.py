@@ -141,7 +141,7 @@ class _Sums:
     def each(self, value: Value) -> Value:
         """One number per sample of what stands once per sample or row: [N]."""
         place = self.place("x")
-        found = per_sample(self.op, value, place)
+        found = per_sample(self.op, self.op.typed_rank(value, rank(self.x)), place)
         repeated = place.outer * place.inner if isinstance(place, Held) and not self.rows else 1
         return found if repeated == 1 else self.op.Mul(found, 1 / repeated)
 
@@ -299,7 +299,7 @@ def _shifted(op: Emitter, node: CompositeNode, c: Value) -> tuple[Value, Value]:
     if node.outputs == 1:
         return moved, seeded
     none = op.Cast(op.Equal(count, op.constant(0.0, like=count)), to=int(c.dtype or 1))
-    return moved, sums.each(op.typed_rank(op.Mul(none, seeded), rank(c)))
+    return moved, sums.each(op.Mul(none, seeded))
 
 
 def _weight(node: CompositeNode, role: Linear) -> Value:
@@ -367,7 +367,7 @@ def _expand_first(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     result = [op.typed(r, x)]
     if node.outputs > 1:
         dead = op.Cast(op.Equal(norm, op.constant(0.0, like=norm)), to=int(x.dtype or 1))
-        result.append(sums.each(op.typed_rank(op.Mul(total, dead), rank(x))))
+        result.append(sums.each(op.Mul(total, dead)))
     return result
 
 
