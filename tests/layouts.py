@@ -247,6 +247,14 @@ def _tokens() -> Iterator[Layout]:
         fixed=3,
     )
     yield Layout(
+        "dense on tokens first, windows behind",
+        "t = Transpose<perm=[1,0,2]>(x)\n e = MatMul(t, we)\n r = Relu(e)\n d = MatMul(r, w1)\n q = Relu(d)\n"
+        "u = Transpose<perm=[1,2,0]>(q)\n c = Conv(u, k1)\n p = Relu(c)\n f = Flatten(p)\n y = Gemm(f, w2)",
+        {"x": (None, 4, 5)},
+        ("N", 3),
+        {"we": w(5, 6), "w1": w(6, 5), "k1": k(4, 5, 2), "w2": w(12, 3, seed=9)},
+    )
+    yield Layout(
         "recurrent",
         "t = Transpose<perm=[1,0,2]>(x)\n o, hn = GRU<hidden_size=4>(t, gw, gr)\n s = Squeeze(o, one)\n l = MatMul(s, w2)\n"
         "r = Relu(l)\n m = ReduceMean<keepdims=0>(r, first)\n y = Gemm(m, w3)",

@@ -107,6 +107,23 @@ def test_frames_merged_with_the_batch_have_maps_of_their_own(name: str, method: 
     assert_alike(layout, together, 1, explain({"x": x["x"][1:2]}, target=1), 0)
 
 
+VARIANTS = [
+    ("rap", "published", ("tokens first, classes per token", "samples last", "frames merged to the end")),
+    ("rsp", "general", ("dense on tokens first, windows behind", "frames merged")),
+    ("rsp", "published", ("dense on tokens first, windows behind",)),
+]
+
+
+@pytest.mark.parametrize(("method", "variant", "name"), [(m, v, name) for m, v, names in VARIANTS for name in names])
+def test_the_released_rules_keep_samples_apart_as_well(method: str, variant: str, name: str) -> None:
+    layout, more = NAMED[name], {"hostile": "top-1", "purge": True} if method == "rsp" else {}
+    x = layout.samples(3, 1)
+    explain = Explainer(layout.build(), method, variant=variant, backend="reference", **more)
+    together = explain(x, target=1)
+    assert np.abs(together.relevance["x"][1]).max() > 0
+    assert_alike(layout, together, 1, explain({"x": x["x"][1:2]}, target=1), 0)
+
+
 @pytest.mark.parametrize(
     "name", [lay.name for lay in LAYOUTS if lay.name.startswith(("input tokens", "tags", "recurrent, "))]
 )
