@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import onnx_ir as ir
+
 from onnx_explain.errors import ModelError, UnsupportedOperator
 from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, Window, dims, spatial
@@ -110,6 +112,9 @@ def window_adjoint(op: Emitter, s: Value, w: Value, window: Window, group: int) 
     wide = channels >= 8 or group > 1
     if set(window.strides) == {1} and min(begin + end) >= 0 and wide:
         flipped = flip_spatial(op, swap_channels(op, w, group), window.kernel)
+        if w.shape is not None:
+            out, wide_in, *kernel = (int(d or 0) for d in dims(w))
+            flipped.shape = ir.Shape([wide_in * group, out // group, *kernel])
         return op.Conv(s, flipped, pads=[*begin, *end], dilations=list(window.dilations), group=group)
     after = [f - b - i for f, b, i in zip(full, window.begin, window.size)]
     return op.ConvTranspose(

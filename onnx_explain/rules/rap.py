@@ -345,11 +345,17 @@ def first_propagation(*, published: bool = False) -> Rule:
 def _expand_first(op: Emitter, node: CompositeNode) -> Sequence[Value]:
     role = linear_of(node.node)
     x, w = node.node.input(role.data), _weight(node, role)
+    return first_shares(op, node, op.typed(op.Mul(x, role.transpose(op, node.r, w, x)), x))
+
+
+def first_shares(op: Emitter, node: CompositeNode, z: Value) -> Sequence[Value]:
+    """The first propagation from the contributions z = x ⊙ Lᵀ g."""
+    role = linear_of(node.node)
+    x = node.node.input(role.data)
     bias = node.extra[0] if node.extra else None
     score = node.extra[1] if len(node.extra) > 1 else None
     unknown = {place_of(node.rule, name) for name in "xy"} & {Nowhere.MIXED, Nowhere.UNKNOWN}
     sums = _Sums(op, node, role, rows=bool(unknown))
-    z = op.typed(op.Mul(x, role.transpose(op, node.r, w, x)), x)
     b = None
     if bias is not None:
         b = sums.of_y(op.typed(op.Mul(node.r, bias), node.node.y))

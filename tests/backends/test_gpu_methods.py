@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper, parser
 from ready import ready
 
 from onnx_explain import METHODS, Explainer
-from onnx_explain.backends.gpu import Device
+from onnx_explain.backends.gpu import Device, plan_of
 from onnx_explain.errors import ExplainError
 
 # one of each kind of lowering: what is left out differs from these in what is made of the result, or runs forward alone
@@ -153,6 +153,45 @@ def test_what_is_reshaped_between_two_kernels_keeps_its_open_batch(kernels: Refe
         model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
     assert_alike(model, "lrp-epsilon", rng.standard_normal((3, 2, 4, 4)).astype(np.float32), (1, 2, 0))
     assert len(kernels.made) == 2
+
+
+def hourglass() -> onnx.ModelProto:
+    """Down and up again by ConvTranspose with pads and groups, a skip beside it, a convolution as the head."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 2, 6, 6] x) => (float[N, 3, 1, 1] y) {
+        c1 = Conv<pads = [1, 1, 1, 1]>(x, w1, b1)
+        r1 = Relu(c1)
+        p = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(r1)
+        u1 = ConvTranspose<strides = [2, 2], pads = [1, 1, 1, 1], output_padding = [1, 1], group = 2>(p, w2, b2)
+        r2 = Relu(u1)
+        j = Concat<axis = 1>(r1, r2)
+        u2 = ConvTranspose(j, w3)
+        r3 = Relu(u2)
+        c4 = Conv(r3, w4, b4)
+        y = GlobalAveragePool(c4)
+    }"""
+    model, rng = parser.parse_model(text), np.random.default_rng(2)
+    sizes = {
+        "w1": (4, 2, 3, 3), "b1": (4,), "w2": (4, 2, 3, 3), "b2": (4,), "w3": (8, 3, 2, 1), "w4": (3, 3, 1, 1), "b4": (3,),
+    }  # fmt: skip
+    for name, shape in sizes.items():
+        array = (0.5 * rng.standard_normal(shape)).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    return model
+
+
+@pytest.mark.parametrize(("method", "adjoints"), [("gradient", 2), ("lrp-epsilon-plus", 0), ("rap", 0)])
+def test_transposed_convolutions_and_a_head_of_one_are_explained(
+    kernels: ReferenceKernels, method: str, adjoints: int
+) -> None:
+    """The adjoint of a ConvTranspose is a pass forward; RAP's first propagation through a convolution is a kernel, too."""
+    model = hourglass()
+    x = np.random.default_rng(1).standard_normal((2, 2, 6, 6)).astype(np.float32)
+    assert_alike(model, method, x, 1)
+    plan = plan_of(Explainer(model, method).build().model)
+    told = {one.node: one.runs for one in plan.lines if one.operator in ("Conv", "ConvTranspose")}
+    assert sum(runs.startswith("x") for runs in told.values()) == adjoints
+    assert sum(runs == "ONNX" for runs in told.values()) == 2 - adjoints
+    assert (plan.share == 1.0) is (adjoints == 2)
 
 
 def test_rows_of_a_sample_keep_the_box_of_their_sample(kernels: ReferenceKernels) -> None:

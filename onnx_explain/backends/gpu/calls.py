@@ -9,36 +9,43 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_explain.ir.view import Operation, Value, Window, dims, rank
+from onnx_explain.operators.conv import transposed_window
 
 DOMAIN = "ai.onnx_explain.kernel"
 POOLS = ("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool")
-LAYERS = ("Conv", *POOLS)
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+LAYERS = (*CONVOLUTIONS, *POOLS)
 DENSE = ("Gemm", "MatMul")
 _CALL = "explain_call"
+Operand = TypeVar("Operand")
 
 
 @dataclass(frozen=True)
-class Launch:
-    """One pass: a form's fields, and where each of its operands comes from.
+class OnePass(Generic[Operand]):
+    """One pass over a layer: a form's fields, and where each of its operands comes from, by the kernel's letter.
 
-    `operands` maps the kernel's letter to a position in the node's inputs; `weights` the letters w, v to versions of it.
-    `scale`: what a denominator's form multiplies relevance by.
+    `operands`: values while the call is written (`Pass`), positions in the node's inputs once it is (`Launch`). `weights`: the
+    letters w, v to versions of the weight. `scale`: what a denominator's form multiplies relevance by.
     """
 
     form: Mapping[str, Any]
-    operands: Mapping[str, int]
+    operands: Mapping[str, Operand]
     weights: Mapping[str, str]
     epsilon: float = 0.0
     below_epsilon: float = 0.0
     bounds: tuple[bool, bool] = (False, True)
     scale: float = 1.0
+
+
+Pass = OnePass[Value]
+Launch = OnePass[int]
 
 
 @dataclass(frozen=True)
@@ -92,16 +99,23 @@ def version(w: npt.NDArray[Any], name: str, gamma: float) -> npt.NDArray[Any]:
 
 
 def conv_geometry(node: Operation) -> dict[str, Any] | None:
-    """A convolution's geometry for one sample; None where no kernel covers it: other than one or two spatial axes."""
+    """A convolution's geometry for one sample; None where no kernel covers it: other than one or two spatial axes.
+
+    Of a ConvTranspose that of the convolution whose adjoint it is: from what it gives to what it takes.
+    """
     from onnx_explain_kernels.errors import UnsupportedShape
     from onnx_explain_kernels.geometry import Conv
 
     x, w, y = node.input(0), node.input(1), node.y
     kernel = dims(w)[2:]
-    channels, filters = dims(x)[1], dims(y)[1]
     if None in (*dims(x)[1:], *dims(y)[1:], *kernel):
         return None
-    window = Window.of(node, [int(k or 0) for k in kernel], x=x, y=y)
+    if node.op_type == "ConvTranspose":
+        window = transposed_window(node, x, w)
+        x, y = y, x
+    else:
+        window = Window.of(node, [int(k or 0) for k in kernel], x=x, y=y)
+    channels, filters = dims(x)[1], dims(y)[1]
     try:
         conv = Conv.of(
             1,
@@ -171,9 +185,12 @@ def layer_operations(node: Operation) -> int:
     """Floating-point operations of one pass over a convolution or pool, for one sample: two per multiply-add, one per
     element of a window.
     """
-    out = prod(d or 1 for d in dims(node.y)[2:])
-    if node.op_type == "Conv":
-        return 2 * out * prod(d or 1 for d in dims(node.input(1)))
+    out = prod(d or 1 for d in dims(node.x if node.op_type == "ConvTranspose" else node.y)[2:])
+    if node.op_type in CONVOLUTIONS:
+        if node.input(1).shape is not None:
+            return 2 * out * prod(d or 1 for d in dims(node.input(1)))
+        channels = (dims(node.x)[1] or 1) * (dims(node.y)[1] or 1) // node.integer("group", 1)
+        return 2 * out * channels * prod(node.ints("kernel_shape") or [1])
     if node.op_type in POOLS:
         channels = dims(node.y)[1] or 1
         kernel = node.ints("kernel_shape") or [d or 1 for d in dims(node.x)[2:]]

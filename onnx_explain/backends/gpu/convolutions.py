@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_explain.backends.gpu import denominators
-from onnx_explain.backends.gpu.layers import Layer, Pass
+from onnx_explain.backends.gpu.calls import Pass
+from onnx_explain.backends.gpu.layers import Layer
 from onnx_explain.backends.gpu.links import RECTIFIED, Link, divides, related_signs, relates
 from onnx_explain.ir.composite import CompositeNode
 from onnx_explain.ir.view import Value, dims, rank
@@ -25,11 +26,18 @@ _BOX = [("", "", 1.0), ("low", "+", -1.0), ("high", "-", -1.0)]
 
 
 def stand_in(layer: Layer) -> Sequence[Value] | None:
-    """The outputs of a weighted layer's composite by kernels, or None where its expansion runs."""
+    """The outputs of a weighted layer's composite by kernels, or None where its expansion runs.
+
+    The adjoint of a ConvTranspose is a pass forward of its convolution; what rules do besides (x ⊙, r/z) no such pass does.
+    """
+    if layer.transposed:
+        adjoint = Pass({"source": "x"}, {"x": layer.node.r}, {"w": ""})
+        return layer.forward(adjoint, 1) if layer.node.kind == "Transpose" else None
     writers: dict[str, Callable[[Layer], Sequence[Value] | None]] = {
         "Transpose": _gradient,
         "Share": _share,
         "RelativeShare": _relative,
+        "FirstPropagation": _first,
         "Box": _relative_box,
     }
     write = writers.get(layer.node.kind)
@@ -186,6 +194,13 @@ def _relative(layer: Layer) -> Sequence[Value] | None:
     if shift:
         known.shifts[id(moved)] = shift[0]
     return [moved] if node.outputs == 1 else [moved, op.typed(op.Sub(want, kept), want)]
+
+
+def _first(layer: Layer) -> Sequence[Value]:
+    """RAP's first propagation: the contributions x ⊙ Lᵀ g in one pass, their shares beside it."""
+    given = {"r": layer.node.r, "x": layer.x}
+    made = layer.call([Pass({"quotient": "given", "numerator": "x"}, given, {"w": ""})])[0]
+    return rap.first_shares(layer.op, layer.node, made)
 
 
 def _relative_box(layer: Layer) -> Sequence[Value] | None:

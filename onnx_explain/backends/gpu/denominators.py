@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from onnx_explain.backends.gpu.calls import is_constant
-from onnx_explain.backends.gpu.layers import Layer, Pass
+from onnx_explain.backends.gpu.calls import Pass, is_constant
+from onnx_explain.backends.gpu.layers import Layer
 from onnx_explain.ir.view import Value, dims, rank
 from onnx_explain.rules import lrp
 

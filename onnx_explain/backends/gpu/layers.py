@@ -6,26 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from onnx_explain.backends.gpu.calls import DENSE, DOMAIN, Call, Launch, conv_geometry, dense_geometry, is_constant
+from onnx_explain.backends.gpu.calls import (
+    CONVOLUTIONS,
+    DENSE,
+    DOMAIN,
+    Call,
+    Launch,
+    Pass,
+    conv_geometry,
+    dense_geometry,
+    is_constant,
+)
 from onnx_explain.backends.gpu.links import Link
 from onnx_explain.ir.composite import CompositeNode
 from onnx_explain.ir.emit import Emitter
-from onnx_explain.ir.view import Value, rank
+from onnx_explain.ir.view import Value
 from onnx_explain.operators.roles import Linear
 from onnx_explain.rules.share import linear_of
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One launch before its operands have positions: a form's words, operands by the kernel's letter, versions of the weight."""
-
-    form: Mapping[str, Any]
-    operands: Mapping[str, Value]
-    weights: Mapping[str, str]
-    epsilon: float = 0.0
-    below_epsilon: float = 0.0
-    bounds: tuple[bool, bool] = (False, True)
-    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,11 +49,11 @@ class Layer:
     def of(op: Emitter, node: CompositeNode, link: Link, known: Known, *, rounded: bool, dense: bool) -> Layer | None:
         """The layer of a composite, or None where no kernel covers it."""
         forward = node.node
-        if forward.domain != "" or forward.op_type not in ("Conv", *(DENSE if dense else ())):
+        if forward.domain != "" or forward.op_type not in (*CONVOLUTIONS, *(DENSE if dense else ())):
             return None
         if len(forward.inputs) < 2 or not is_constant(forward.input(1)):
             return None
-        geometry = conv_geometry(forward) if forward.op_type == "Conv" else dense_geometry(forward)
+        geometry = dense_geometry(forward) if forward.op_type in DENSE else conv_geometry(forward)
         if geometry is None:
             return None
         return Layer(op, node, linear_of(forward), geometry, link, known, rounded)
@@ -87,6 +84,11 @@ class Layer:
         """Whether it is a matrix product."""
         return self.node.node.op_type in DENSE
 
+    @property
+    def transposed(self) -> bool:
+        """Whether it is a ConvTranspose: kernels see the convolution whose adjoint it is."""
+        return self.node.node.op_type == "ConvTranspose"
+
     def call(self, passes: Sequence[Pass], *, want: Value | None = None, deferred: bool = False) -> list[Value]:
         """Emit a redistribution: its result; with `want` [N] RAP's shift follows, and the sums left after it are a second
         result. `deferred`: the shift is a third result, for whoever reads the first.
@@ -97,10 +99,11 @@ class Layer:
         return self._emit("conv", passes, like, ConvForm, want=want, deferred=deferred)
 
     def forward(self, one: Pass, results: int) -> list[Value]:
-        """Emit a pass forward: denominators or quotients, of the type and shape of the layer's output."""
+        """Emit a pass forward: denominators or quotients, of the type and shape of the convolution's output."""
         from onnx_explain_kernels.forms import DenominatorForm
 
-        return self._emit("denominator", [one], [self.node.node.y] * results, DenominatorForm)
+        like = self.x if self.transposed else self.node.node.y
+        return self._emit("denominator", [one], [like] * results, DenominatorForm)
 
     def _emit(
         self,
@@ -116,22 +119,14 @@ class Layer:
         launches = []
         for one in passes:
             given = {**one.operands, **dict.fromkeys(one.weights, self.w)}
-            launches.append(
-                Launch(
-                    asdict(form(**one.form)),
-                    {letter: _position(operands, value) for letter, value in given.items()},
-                    one.weights,
-                    one.epsilon,
-                    one.below_epsilon,
-                    one.bounds,
-                    one.scale,
-                )
-            )
+            places = {letter: _position(operands, value) for letter, value in given.items()}
+            numbers = (one.epsilon, one.below_epsilon, one.bounds, one.scale)
+            launches.append(Launch(asdict(form(**one.form)), places, one.weights, *numbers))
         at = -1 if want is None else _position(operands, want)
         gamma = float(self.node.rule.get("gamma") or 0.0)
         flipped = self.node.node.op_type == "MatMul" or (self.dense and not self.node.node.integer("transB", 0))
         call = Call(kind, self.geometry, tuple(launches), gamma, want is not None, at, deferred, self.dense, flipped)
-        name = "Redistribute" if kind == "conv" else "Denominate"
+        name = "Redistribute" if kind == "conv" or self.transposed else "Denominate"
         return list(self.op.emit(name, operands, call.attributes(), outputs=len(like), domain=DOMAIN, like=list(like)))
 
 
@@ -141,8 +136,3 @@ def _position(operands: list[Value], value: Value) -> int:
             return i
     operands.append(value)
     return len(operands) - 1
-
-
-def is_map(value: Value) -> bool:
-    """Whether a value has samples, channels and one or two spatial axes."""
-    return rank(value) in (3, 4)

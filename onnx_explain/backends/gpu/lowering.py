@@ -109,7 +109,9 @@ def _form_of(values: Sequence[Value]) -> str:
         if maker.domain == DOMAIN:
             call = Call.of(maker)
             words = [
-                " ".join(str(one.form[k]) for k in ("kind", "quotient", "branch", "numerator") if k in one.form)
+                " ".join(
+                    str(one.form[k]) for k in ("kind", "source", "quotient", "branch", "numerator") if k in one.form
+                )
                 + (f" / {one.form['below']}" if one.form.get("below", "none") != "none" else "")
                 for one in call.launches
             ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnx_explain.backends.gpu.calls import LAYERS, Call, is_constant, layer_operations
+from onnx_explain.backends.gpu.calls import CONVOLUTIONS, LAYERS, Call, is_constant, layer_operations
 from onnx_explain.backends.gpu.device import Dense, Precision
 from onnx_explain.backends.gpu.lowering import Line, Lowered, calls, lower
 from onnx_explain.backends.gpu.segments import Segment, cut
@@ -56,10 +56,11 @@ def plan_of(
 
     """
     lowered = lower(model, precision=precision, dense=dense)
-    asked = [Call.of(node) for node in calls(lowered.model.graph)]
+    nodes = calls(lowered.model.graph)
+    asked = [Call.of(node) for node in nodes]
     launches = sum(check(call, arch, samples, precision) for call in asked)
     sessions = sum(isinstance(step, Segment) for step in cut(lowered.model).steps)
-    denominators = sum(_forward(call) for call in asked if call.kind == "denominator" and not call.dense)
+    denominators = sum(_forward(c) for n, c in zip(nodes, asked) if n.op_type == "Denominate" and not c.dense)
     return GpuPlan(lowered.lines, denominators, _remaining(lowered), sessions, launches)
 
 
@@ -90,7 +91,11 @@ def _forward(call: Call) -> int:
 
 
 def _remaining(lowered: Lowered) -> int:
-    """Operations of the convolutions and pools that were written beside the model's own; of constants they are folded."""
+    """Operations of the convolutions and pools that were written beside the model's own, less those of the lines that they
+    serve; of constants they are folded.
+    """
     ours = [n for n in lowered.model.graph if n.op_type in LAYERS and (n.name or "").startswith(f"{PREFIX}/")]
-    operations = [Operation.of(n) for n in ours if n.domain == ""]
-    return sum(layer_operations(one) for one in operations if not is_constant(one.x))
+    written = [Operation.of(n) for n in ours if n.domain == ""]
+    lines = [one for one in lowered.lines if one.operator in CONVOLUTIONS and not one.by_kernel]
+    beside = sum(layer_operations(one) for one in written if not is_constant(one.x))
+    return max(beside - sum(one.operations for one in lines), 0)
