@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -142,6 +144,9 @@ def test_a_callers_array_is_read_where_it_lies(gpu: tuple[FakeGpu, Device]) -> N
         own = device.upload(np.zeros_like(array))
         device.put(own, found)
         np.testing.assert_array_equal(device.fetch(own), array)
+    half = array.astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(device.fetch(foreign("x", lying(half), (None, 3), half.dtype)), half)
+    np.testing.assert_array_equal(device.fetch(borrowed(device.upload(half))), half)
     assert not is_on_device(Exported(array, 1))
     assert not is_on_device(array.tolist())
 
@@ -331,3 +336,26 @@ def test_a_part_that_no_message_holds_is_refused_in_one_sentence() -> None:
 
     with pytest.raises(ModelError, match=r'more weights than one ONNX message holds \(2 GB\).*backend="onnx"'):
         running._serialised(SimpleNamespace(SerializeToString=full))  # type: ignore[arg-type]
+
+
+def test_threads_that_share_a_runner_take_turns(gpu: tuple[FakeGpu, Device], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, device = gpu
+    made = onnx.load_from_string(model_of([helper.make_node("Neg", ["x"], ["y"])], onnx.TensorProto.FLOAT, "y"))
+    runner, put = GpuRunner(ir.from_proto(made), device), Device.put
+
+    def slowly(self: Device, tensor: Any, given: Any) -> None:
+        put(self, tensor, given)
+        time.sleep(0.02)
+
+    monkeypatch.setattr(Device, "put", slowly)
+    found: dict[int, Any] = {}
+
+    def work(k: int) -> None:
+        found[k] = runner.run({"x": np.full(3, k, np.float32)})["y"]
+
+    workers = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert {k: list(y) for k, y in found.items()} == {k: [-k] * 3 for k in range(4)}

@@ -266,6 +266,35 @@ def test_a_kernel_reads_what_was_uploaded_before_it(tmp_path: Path) -> None:
     np.testing.assert_array_equal(seen.pop(), host)
 
 
+def test_nobody_waits_for_the_context_while_a_stream_is_captured(tmp_path: Path) -> None:
+    """The driver would refuse it; and others go on with the default stream, which is not captured."""
+    fake, kernels = opened(tmp_path)
+    driver, layer = kernels.driver, kernels.conv(CONV, forms.CHAIN)
+    answers: list[Any] = []
+
+    def wait() -> None:
+        try:
+            driver.synchronize()
+            answers.append(None)
+        except DeviceError as error:
+            answers.append(error)
+
+    waiter = threading.Thread(target=wait)
+
+    def work(stream: int) -> None:
+        waiter.start()
+        time.sleep(0.02)
+        layer(PLACES, stream=0)
+        layer(PLACES, stream=stream)
+
+    graph = driver.capture(work)
+    waiter.join()
+    assert answers == [None]
+    assert len(fake.launches) == 1, "what was captured has not run"
+    driver.replay(graph, driver.stream())
+    assert len(fake.launches) == 2
+
+
 def test_a_module_is_loaded_once_and_compiled_by_one_thread_at_a_time(tmp_path: Path) -> None:
     at_once, most = [0], [0]
 

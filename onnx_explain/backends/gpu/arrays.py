@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 
 from onnx_explain.errors import InputError
 from onnx_explain.ir.model import first_line
 
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # as torch: "<V2", which NumPy reads as two bytes of anything
 CUDA = (2, 13)  # DLPack's numbers of the device type: CUDA memory, and managed memory
 
 
@@ -80,7 +82,8 @@ def borrowed(given: Any) -> Tensor:
     if interface.get("mask") is not None:
         raise InputError("A masked device array cannot be explained; pass a dense copy without its mask.")
     try:
-        shape, dtype = tuple(int(s) for s in interface["shape"]), np.dtype(interface["typestr"])
+        shape, kind = tuple(int(s) for s in interface["shape"]), str(interface["typestr"])
+        dtype = _BFLOAT16 if kind == _BFLOAT16.str else np.dtype(kind)
     except TypeError as error:
         raise _unread(given, error) from error
     if interface.get("strides") is not None and not _is_dense(shape, interface["strides"], dtype.itemsize):
