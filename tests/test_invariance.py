@@ -578,3 +578,24 @@ def test_a_rectifier_written_as_a_leak_of_nothing_changes_nothing(
 
     plain, other = relevance("Relu"), relevance("LeakyRelu<alpha=0.0>")
     assert np.abs(plain - other).max() <= TIGHT * np.abs(other).max()
+
+
+LONE = "r = Relu(n)\n o = BatchNormalization<epsilon=0.0078125>(r, s, h, m, v)\n f = Flatten(o)\n y = MatMul(f, k)"
+
+
+@pytest.mark.parametrize("method", ["lrp-epsilon", "lrp-epsilon-plus", "lrp-gamma", "attn-lrp"])
+def test_fold_or_pass_folds_what_folds_and_sees_through_the_rest(method: str) -> None:
+    two = g(f"c = Conv<pads=[1,1,1,1]>(x, w, b)\n {BATCH_NORM} {LONE}", w=W, b=B, k=K, **BN)
+    one = g(
+        f"n = Conv<pads=[1,1,1,1]>(x, w, b)\n {LONE}", w=f32(W * C[:, None, None, None]), b=f32(B * C + T), k=K, **BN
+    )
+    x = drawn(2, 2, 8, 8, seed=11)
+
+    def relevance(file: onnx.ModelProto, batch_norm: str) -> Array:
+        return Explainer(file, method, backend="reference", batch_norm=batch_norm)(x, target=1).relevance["x"]
+
+    folded = relevance(two, "fold-or-pass")
+    scale = np.abs(folded).max()
+    assert np.abs(folded - relevance(one, "pass")).max() <= TIGHT * scale, "the weights folded by hand are float32"
+    assert np.abs(folded - relevance(two, "fold")).max() > 1e-3 * scale
+    assert np.abs(folded - relevance(two, "pass")).max() > 1e-3 * scale

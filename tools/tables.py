@@ -40,7 +40,7 @@ OPTIONS = {
     "high": "upper bound of the input, likewise",
     "zero_bias": "leave biases out of the denominators, so that they absorb nothing",
     "with_bias": "w²: the squared bias takes part",
-    "batch_norm": "`fold` BatchNormalization into the weights before it where that is exact; its own `epsilon`-rule; or `pass`",
+    "batch_norm": "`fold` BatchNormalization into the weights before it where that is exact, else its own ε-rule; `fold-or-pass`, as Zennit's canonizers; `epsilon`, the ε-rule everywhere; or `pass`",
     "sums": "pattern methods: residual sums `pass` the signal to every branch, or split it by fitted `covariance`. Others: operands of a sum share in proportion to their values (`signed`) or magnitudes (`absolute`); `auto`: magnitudes only "
     "where operands may cancel",
     "products": "factors share equally (`uniform`), or the first one takes all (`signal`)",

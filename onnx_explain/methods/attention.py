@@ -48,7 +48,7 @@ def attention_composite(
             raise MethodError(f"{name} must not be negative, not {gamma!r}.")
         return (lrp.gamma(gamma, epsilon), "γ") if gamma else (stable(lrp.epsilon(epsilon)), "ε")
 
-    seen_through = batch_norm == "pass"
+    seen_through = batch_norm.endswith("pass")
     rows = (
         Assignment(DENSE, *weighted(linear_gamma, "linear_gamma")),
         Assignment(WEIGHTED, *weighted(conv_gamma, "conv_gamma")),

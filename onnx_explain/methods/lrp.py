@@ -44,11 +44,12 @@ def _others(
     zero_bias: bool = False,
 ) -> tuple[Assignment, ...]:
     """What all LRP composites do apart from weighted operators (methods.md §5, "Other nodes")."""
-    normalisation = lrp.norm(epsilon, zero_bias=zero_bias) if batch_norm != "pass" else lrp.passing
+    seen_through = batch_norm.endswith("pass")
+    normalisation = lrp.passing if seen_through else lrp.norm(epsilon, zero_bias=zero_bias)
     return (
         Assignment(Selector(role=Linear, kind="average"), lrp.norm(epsilon), "ε"),
         Assignment(Selector(role=Linear, kind="scale"), lrp.passing, "pass"),
-        Assignment(Selector(role=Linear, kind="normalisation"), normalisation, "pass" if batch_norm == "pass" else "ε"),
+        Assignment(Selector(role=Linear, kind="normalisation"), normalisation, "pass" if seen_through else "ε"),
         Assignment(Selector(role=Sum), lrp.contribution(epsilon, sums), "ε" if sums == "signed" else "|x|"),
         Assignment(GATED, lrp.product("signal", epsilon), "signal takes all"),
         Assignment(Selector(role=Product), lrp.product(products, epsilon), products),

@@ -22,7 +22,7 @@ from onnx_explain.rules.baseline import Baseline
 from onnx_explain.rules.share import Rule
 
 Seed = Literal["score", "one"]
-BatchNorm = Literal["fold", "epsilon", "pass"]
+BatchNorm = Literal["fold", "fold-or-pass", "epsilon", "pass"]
 Family = Literal["gradient", "relevance", "attention", "activation", "path", "perturbation"]
 FAMILIES: dict[Family, str] = {
     "gradient": "Gradient family",

@@ -140,7 +140,7 @@ class Chain:
             return False
         behind = link.role
         if isinstance(behind, Linear) and behind.affine is not None:
-            if self.composite.batch_norm != "fold" or role.rescale is None or role.channel_axis != 1:
+            if not self.composite.batch_norm.startswith("fold") or role.rescale is None or role.channel_axis != 1:
                 return False
             self._fold(before, role, link, *(part(self.op) for part in behind.affine))
         elif isinstance(behind, Sum) and behind.coefficients == (1.0, 1.0):
