@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from onnx_explain.data import (
     PRESETS,
@@ -399,7 +399,15 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(folder: Path) -> N
     assert "more pixels" in refusal(folder / "bomb.png", spec(1, 3, 8, 8))
 
 
-KINDS = ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "npy", "npz"]
+KINDS = ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "npy", "npz", *(["AVIF"] if features.check("avif") else [])]
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
+def test_an_avif_picture_is_read_and_found_in_a_folder(folder: Path) -> None:
+    grey = np.full((8, 8, 3), 128, np.uint8)
+    Image.fromarray(grey).save(folder / "a.avif")
+    [path] = find_inputs([folder])
+    assert np.abs(values(path, 1, 8, 8, 3) - 128).max() <= 2
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -16,7 +16,7 @@ from onnx_explain.data.specs import InputSpec, Layout, is_float, quoted, reason
 from onnx_explain.errors import InputError
 
 # Named one by one: Pillow also opens formats that start other programs (EPS) or that nobody means by "a picture".
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "PPM")  # AVIF: where this Pillow has it
 _CROP_FRACTION = 0.875  # 224 of 256, the ImageNet evaluation crop
 
 
@@ -72,7 +72,8 @@ def _decoded(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of what it survived; what it did not survive it raises
-            with Image.open(path, formats=_FORMATS) as image:
+            Image.init()
+            with Image.open(path, formats=[f for f in _FORMATS if f in Image.OPEN]) as image:
                 image.load()
                 return _eight_bit(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:

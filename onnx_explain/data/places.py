@@ -9,7 +9,9 @@ from pathlib import Path
 from onnx_explain.data.specs import reason
 from onnx_explain.errors import InputError
 
-PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+PICTURE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".ppm", ".pgm"}
+)
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 

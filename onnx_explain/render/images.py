@@ -57,7 +57,7 @@ def figure_image(picture: Picture, heat: Array, title: str | None, dark: bool) -
     """The picture, the heat map, and one over the other."""
     panels = [
         ("input", "", checked_picture(picture)),
-        ("relevance", "", colourise(normalise(heat))),
+        ("relevance" if np.any(heat) else "relevance (zero everywhere)", "", colourise(normalise(heat))),
         ("relevance on input", "", overlay(picture, heat)),
     ]
     return _panels(panels, title=title, columns=None, theme=DARK if dark else LIGHT, note="")
