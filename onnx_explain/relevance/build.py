@@ -227,9 +227,11 @@ class _Half:
             self._seeded(walk, begun)
             walk.run()
             relevance = {n: self._result(walk, v, twin) for n, v in self._ends().items()}
-        kept = {name: walk.finished(v) for name, v in self.kept.items() if name not in relevance}
+        kept = {name: walk.finished(v, counts=False) for name, v in self.kept.items() if name not in relevance}
         if self.options.accounting:
             reports["absorbed"] = walk.lost(begun.score)
+            if walk.begun:
+                reports["seeded"] = walk.seeded(begun.score)
         return self._assemble(relevance, kept, reports, walk.rows, by_sample, layer)
 
     def run_vjp(self) -> None:

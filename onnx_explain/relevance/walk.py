@@ -25,7 +25,7 @@ from onnx_explain.relevance.chain import Link
 from onnx_explain.relevance.graph import Row
 from onnx_explain.relevance.growth import Growth
 from onnx_explain.rules import gradient
-from onnx_explain.rules.share import Lost, Shares, Step, per_sample
+from onnx_explain.rules.share import Lost, Shares, Step, per_sample, safe_divide
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Walk:
         self.op, self.composite, self.links, self.setting = op, composite, links, setting
         self.parts: dict[int, list[Part]] = {}
         self.absorbed: list[Lost] = []
+        self.begun: list[Lost] = []  # relevance where it begins below a head
         self.rows: list[Row] = []
 
     def start(self, value: Value, r: Value, *, gradient: bool = False) -> None:
@@ -83,10 +84,10 @@ class Walk:
         for link in reversed(self.links):
             self._step(link)
 
-    def finished(self, value: Value) -> Value:
-        """All relevance that came to a value; zeros where none did."""
+    def finished(self, value: Value, *, counts: bool = True) -> Value:
+        """All relevance that came to a value; zeros where none did. `counts`: the walk ends there, and what begins there."""
         with self.op.serving(f"{value.name}"):
-            total = self._total(value, gradient_here=False)
+            total = self._total(value, gradient_here=False, counts=counts)
             if total is None:
                 return zeros_like(self.op, value)
             return growth.restored(self.op, total.r, total.grown, self._own(value))
@@ -122,13 +123,22 @@ class Walk:
         """All that was absorbed, per sample: [N]."""
         with self.op.serving("absorbed"):
             score = widened(self.op, score)
-            parts = [self._in_type(self.per_sample(part.value, part.place), score) for part in self.absorbed]
-            if not parts:
+            if not self.absorbed:
                 return self.op.typed(self.op.Mul(score, 0.0), score)
-            total = parts[0]
-            for part in parts[1:]:
-                total = self.op.Add(total, part)
-            return total
+            return self._added(self.absorbed, score)
+
+    def seeded(self, score: Value) -> Value:
+        """What first propagation handed on as relevance, per sample [N]: the score below a linear head, Σ z·∂score/∂z else."""
+        with self.op.serving("seeded"):
+            total = self._added(self.begun, score)
+            return total if self.setting.score is None else safe_divide(self.op, total, self.setting.score)
+
+    def _added(self, parts: Sequence[Lost], like: Value) -> Value:
+        sums = [self._in_type(self.per_sample(part.value, part.place), like) for part in parts]
+        total = sums[0]
+        for one in sums[1:]:
+            total = self.op.Add(total, one)
+        return total
 
     def _in_type(self, value: Value, like: Value) -> Value:
         """In the score's dtype: a file may compute a part of itself in another."""
@@ -143,6 +153,12 @@ class Walk:
         with op.serving(operation.name, node=operation.name, operator=operation.op_type):
             gradient_here = self.composite.first_propagation and (link.head or link.last)
             rs = self._together([self._total(v, gradient_here) for v in operation.outputs])
+            if gradient_here and not link.head and self.setting.accounting:
+                self.begun += [
+                    Lost(self.op.typed(self.op.Mul(v, p.r), v), self.setting.samples.place(v))
+                    for v, p in zip(operation.outputs, rs)
+                    if p is not None
+                ]
             label, step, shares = self._shares(link, rs, gradient_here)
         role = type(link.role).__name__
         shapes = ", ".join(shape_text(operation.input(i)) for i in sorted(operation.active))
@@ -224,13 +240,13 @@ class Walk:
         elif accounting:
             self.absorbed.append(Lost(r, self.setting.samples.place(x)))
 
-    def _total(self, value: Value, gradient_here: bool) -> Part | None:
+    def _total(self, value: Value, gradient_here: bool, *, counts: bool = True) -> Part | None:
         """The sum of what came to a value; a derivative becomes relevance (times the value) where the head ends."""
         parts = self.parts.get(id(value))
         if not parts:
             return None
         if not gradient_here:
-            parts = [self._as_relevance(value, p) for p in parts]
+            parts = [self._as_relevance(value, p, counts) for p in parts]
         (r, *others), grown = growth.aligned(self.op, [p.r for p in parts], [p.grown for p in parts])
         for other in others:
             r = self.op.typed(self.op.Add(r, other), value)
@@ -249,7 +265,10 @@ class Walk:
         scaled = iter([replace(p, r=r, grown=grown) for p, r in zip(given, rs)])
         return tuple(None if p is None else next(scaled) for p in parts)
 
-    def _as_relevance(self, value: Value, part: Part) -> Part:
+    def _as_relevance(self, value: Value, part: Part, counts: bool) -> Part:
         if not part.gradient or not self.composite.first_propagation:
             return part
-        return Part(self.op.typed(self.op.Mul(value, part.r), value), value, grown=part.grown)
+        r = self.op.typed(self.op.Mul(value, part.r), value)
+        if counts and self.setting.accounting:
+            self.begun.append(Lost(r, self.setting.samples.place(value)))
+        return Part(r, value, grown=part.grown)

@@ -419,3 +419,23 @@ def test_the_model_is_not_changed_by_what_is_asked_of_it(explainer: Explainer) -
         explainer(PICTURES, target=f"p[:,0]*{i + 2}")
     assert ir.to_proto(explainer.model).SerializeToString() == before
     assert explainer(PICTURES).target.expression is None
+
+
+TWO_HEADS = """<ir_version: 8, opset_import: ["" : 17]>
+two (float[N, 6] x) => (float[N, 2] m) { g = Gemm(x, w, c) h = Relu(g) a = Gemm(h, u, b) d = MatMul(h, v)
+    p = Sigmoid(a) q = Sigmoid(d) m = Mul(p, q) }"""
+
+
+def test_what_rap_seeds_below_a_curved_head_is_counted() -> None:
+    proto = onnx.parser.parse_model(TWO_HEADS)
+    shapes = {"w": (6, 8), "c": (8,), "u": (8, 2), "b": (2,), "v": (8, 2)}
+    held = {n: drawn(*shape, seed=i) for i, (n, shape) in enumerate(shapes.items())}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in held.items())
+    found = Explainer(proto, "rap", backend="reference")(X, target="m[:,0].max()")
+    h = np.maximum(X @ held["w"] + held["c"], 0).astype(np.float64)
+    a, d = ((h @ held["u"] + held["b"])[:, 0], (h @ held["v"])[:, 0])
+    p, q = (1 / (1 + np.exp(-z)) for z in (a, d))
+    begun = a * p * (1 - p) * q + d * q * (1 - q) * p  # Σ z·∂score/∂z, which is not the score
+    np.testing.assert_allclose(found.relevance["x"].sum(1) + found.absorbed, begun, rtol=1e-5)
+    assert np.abs(begun - p * q).min() > 0.01
+    assert found.conservation.max() < 1e-9
