@@ -96,8 +96,9 @@ def tensors(model: ir.Model) -> dict[str, Value]:
     return computed | {v.name or "": v for v in model.graph.inputs}
 
 
-def last_spatial(model: ir.Model, target: Value, wrt: Iterable[str]) -> Value:
-    """The last tensor with positions on the way to the target that a weighted operator, a sum or an activation made.
+def last_spatial(model: ir.Model, target: Value, wrt: Iterable[str]) -> list[Value]:
+    """The last tensors with positions on the way to the target that a weighted operator, a sum or an activation made: of a
+    chain one, of a detector with several grids one of each, of several pictures one each; none leads to another.
 
     [N, C, *spatial] or channels last, with more than one position, of as many axes as the windowed operator above it (so
     no tokens): what CAMs look at, and where sections of relevance begin (methods.md §3). What branches made and a Concat
@@ -106,8 +107,9 @@ def last_spatial(model: ir.Model, target: Value, wrt: Iterable[str]) -> Value:
     active, live = activity(model, wrt)
     version = model.graph.opset_imports.get("", 0)
     made: set[int] = set()
-    found: Value | None = None
-    for node in nodes_between(model, [target], active, live):
+    found: set[int] = set()
+    nodes = nodes_between(model, [target], active, live)
+    for node in nodes:
         operation = Operation.of(node, active[id(node)], version)
         y = operation.y
         if not _makes(operation, made) or y is target or any(_computes_a_target(u.node) for u in y.uses()):
@@ -117,12 +119,25 @@ def last_spatial(model: ir.Model, target: Value, wrt: Iterable[str]) -> Value:
         if y.shape is None or rank(y) < 3 or channel not in (1, rank(y) - 1) or not _from_windows(operation, active):
             continue
         if math.prod(d or 1 for a, d in enumerate(dims(y)) if a not in (0, channel)) > 1:
-            found = y
-    if found is None:
+            found.add(id(y))
+    if not found:
         raise TargetError(
             f"No tensor with spatial positions leads to {target.name!r}; name the layer to look at (`-O layer=NAME`)."
         )
-    return found
+    return _last(nodes, active, found)
+
+
+def _last(nodes: Sequence[ir.Node], active: Active, found: set[int]) -> list[Value]:
+    """Those of the `found` values that lead to no other, in topological order."""
+    leading: set[int] = set()
+    last: list[Value] = []
+    for node in reversed(nodes):
+        y = node.outputs[0]
+        if id(y) in found and id(y) not in leading:
+            last.append(y)
+        if id(y) in found or any(id(v) in leading for v in node.outputs):
+            leading.update(id(node.inputs[i]) for i in active[id(node)])
+    return last[::-1]
 
 
 def _makes(operation: Operation, made: set[int]) -> bool:

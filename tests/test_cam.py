@@ -143,6 +143,29 @@ def test_the_map_is_the_layers_resized_and_the_channels_share_it(method: str) ->
     _close(signed.heatmap(), _doubled(m, (8, 10)), 1e-5)
 
 
+SCALES = (
+    "g (float[N,3,8,10] x) => (float[N,27] y) { c = Conv(x, w) a = Relu(c)"
+    " f = Conv(a, h) p = Flatten(f) d = MaxPool<kernel_shape=[2,2],strides=[2,2]>(a)"
+    " e = Conv(d, k) q = Flatten(e) y = Concat<axis=1>(p, q) }"
+)
+
+
+@pytest.mark.parametrize("method", [*CAMS, "rsp"])
+def test_a_detector_is_looked_at_on_every_grid_that_its_target_may_lie_on(method: str) -> None:
+    x = _drawn(2, 3, 8, 10)
+    model = _model(SCALES, w=(6, 3, 3, 3), h=(1, 6, 4, 4), k=(1, 6, 1, 1))
+    fine, coarse = (Explainer(model, method, layer=name) for name in ("f", "e"))
+    both = Explainer(model, method)
+    for target, one, other in ((7, fine, coarse), (20, coarse, fine)):
+        e = both(x, target)
+        assert e.layer == "f, e"
+        assert not other(x, target).relevance["x"].any()
+        _close(e.relevance["x"], one(x, target).relevance["x"], 1e-5)
+    where = np.array([7, 20])  # each sample on its own grid
+    _close(both(x, where).relevance["x"][1], coarse(x, 20).relevance["x"][1], 1e-5)
+    assert both(x, where).conservation.max() < 1e-4 or method != "rsp"
+
+
 def test_channels_last_pictures_get_the_same_map() -> None:
     x = _drawn(2, 3, 8, 10)
     plain = Explainer(_pictures(), "grad-cam")(x)

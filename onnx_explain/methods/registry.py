@@ -92,10 +92,11 @@ class Assignment:
 class Turn:
     """Where the score's gradient ends and relevance begins: at an inner tensor, not at the score.
 
-    layer: its name, or None for the last spatial activation, found by structure. `combine(op, turned)` makes the layer's
-    relevance of its value and of the scores' gradients. hostile: classes whose gradients are wanted besides the target's:
-    indices, or how many of the highest other scores (0: none). spread: makes the map of the input from the layer's
-    relevance; where it is None, relevance goes on downwards by the composite's rules.
+    layer: its name, or None for the last spatial activations, found by structure; of a detector one per grid, whose maps
+    add up. `combine(op, turned)` makes the layer's relevance of its value and of the scores' gradients. hostile: classes
+    whose gradients are wanted besides the target's: indices, or how many of the highest other scores (0: none). spread:
+    makes the map of the input from the layer's relevance; where it is None, relevance goes on downwards by the composite's
+    rules.
     """
 
     combine: Callable[[Emitter, Turned], Value]

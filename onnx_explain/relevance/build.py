@@ -19,7 +19,7 @@ from onnx_explain.ir.emit import Emitter, set_dtype
 from onnx_explain.ir.halves import read_wide, unrounded, widened
 from onnx_explain.ir.splice import Twin
 from onnx_explain.ir.view import Operation, Value, dims, rank, shape_text
-from onnx_explain.methods import Assignment, Composite, Rollout, Selector, Turned
+from onnx_explain.methods import Assignment, Composite, Rollout, Selector, Turn, Turned
 from onnx_explain.operators.coverage import reason
 from onnx_explain.operators.roles import zeros_like
 from onnx_explain.operators.samples import FIRST, Held, Nowhere, Place
@@ -215,10 +215,10 @@ class _Half:
         twin = self._twin()
         if twin is not None:
             reports["reference"] = score_of(self.op, begun, twin(y), by_sample=by_sample)
-        layer = None
+        layers: list[Value] = []
         if self.composite.turn is not None:
-            layer = self._layer()
-            walk, relevance, seeded = self._turned(begun, layer, by_sample)
+            layers = self._layers()
+            walk, relevance, seeded = self._turned(begun, layers, by_sample)
             reports["seeded"] = seeded
         elif self.composite.rollout is not None:
             walk, relevance, reports["seeded"] = self._rolled(begun, self.composite.rollout)
@@ -232,7 +232,7 @@ class _Half:
             reports["absorbed"] = walk.lost(begun.score)
             if walk.begun:
                 reports["seeded"] = walk.seeded(begun.score)
-        return self._assemble(relevance, kept, reports, walk.rows, by_sample, layer)
+        return self._assemble(relevance, kept, reports, walk.rows, by_sample, layers)
 
     def run_vjp(self) -> None:
         """The walk with one cotangent per output in place of a seed."""
@@ -351,50 +351,73 @@ class _Half:
 
     # -- methods that turn at an inner layer
 
-    def _layer(self) -> Value:
+    def _layers(self) -> list[Value]:
         turn = self.composite.turn
         if turn is not None and turn.layer is not None:
-            return self._tensor(turn.layer, "gradient could be taken")
+            return [self._tensor(turn.layer, "gradient could be taken")]
         if turn is not None and turn.spread is not None and self.at is not None:
-            return self.at
+            return [self.at]
         return last_spatial(self.model, self.target, self.wrt)
 
-    def _turned(self, begun: Start, layer: Value, by_sample: bool) -> tuple[Walk, dict[str, Value], Value]:
-        """The scores' gradients at the layer, the relevance they make there, what becomes of it, and its sum [N]."""
-        op, turn = self.op, self.composite.turn
+    def _turned(self, begun: Start, layers: list[Value], by_sample: bool) -> tuple[Walk, dict[str, Value], Value]:
+        """The scores' gradients at the layers, the relevance they make there, what becomes of it, and its sum [N]."""
+        turn, at = self.composite.turn, self.at
         if turn is None:
             raise ValueError("a composite without a turn")
-        indices = begun.hostile(op, turn.hostile, self._classes(by_sample))
-        place = self.samples.place(layer)
-        with op.serving(f"{layer.name}"):
-            seen = _Front(layer, place, by_sample)
-            gradients = [seen.of(op, self._gradients(begun, [layer], i)[0]) for i in (None, *indices)]
-            other = [op.Cast(op.Not(op.Equal(i, begun.index)), to=int(layer.dtype or 1)) for i in indices]
-            turned = Turned(
-                seen.of(op, layer), gradients[0], tuple(gradients[1:]), tuple(seen.each(op, v) for v in other)
+        if turn.spread is not None and at is not None and all(at is not v for v in layers):
+            raise MethodError(
+                f"Method {self.method!r} is explained at its layer {layers[-1].name!r}, not at {self.options.at!r}; "
+                "give the same name as `layer` and `at`."
             )
-            r = op.typed(turn.combine(op, turned), turned.activation)
-            explained = op.Cast(op.GreaterOrEqual(begun.index, op.ints(0)), to=int(layer.dtype or 1))
-            r = op.typed(op.Mul(r, seen.each(op, explained)), turned.activation)
-            map_, r = r, seen.back(op, r)
+        fronts, rs = self._combined(begun, layers, turn, by_sample)
         if turn.spread is None:
-            walk = self._walk([layer], begun, None) if self.at is not layer else self._standing(begun, layer)
+            below = [v for v in layers if v is not at]
+            walk = self._walk(below, begun, None) if below else self._standing(begun, layers)
+        else:
+            walk = self._standing(begun, layers)
+            walk.rows.extend(self.above)
+        seeded = self._sum([walk.per_sample(r, self.samples.place(v)) for v, r in zip(layers, rs)])
+        for layer, r in zip(layers, rs):
             walk.start(layer, r)
+        if turn.spread is None:
             walk.run()
-            return walk, {n: self._result(walk, v, None) for n, v in self._ends().items()}, walk.per_sample(r, place)
-        walk = self._standing(begun, layer)
-        walk.rows.extend(self.above)
-        walk.start(layer, r)
-        seeded = walk.per_sample(r, place)
-        if self.at is not None:
-            if self.at is not layer:
-                raise MethodError(
-                    f"Method {self.method!r} is explained at its layer {layer.name!r}, not at {self.options.at!r}; "
-                    "give the same name as `layer` and `at`."
-                )
-            return walk, {layer.name or "": r}, seeded
-        with op.serving(f"{layer.name}"):
-            return walk, {n: self._map(turn.spread, layer, map_, n, v) for n, v in zip(self.wrt, self.sources)}, seeded
+            return walk, {n: self._result(walk, v, None) for n, v in self._ends().items()}, seeded
+        if at is not None:
+            return walk, {self.options.at or "": next(r for v, r in zip(layers, rs) if v is at)}, seeded
+        with self.op.serving(f"{layers[-1].name}"):
+            maps = {
+                n: [self._map(turn.spread, v, r, n, x) for v, r in zip(layers, fronts)]
+                for n, x in zip(self.wrt, self.sources)
+            }
+            return walk, {n: self._sum(m) for n, m in maps.items()}, seeded
+
+    def _combined(
+        self, begun: Start, layers: Sequence[Value], turn: Turn, by_sample: bool
+    ) -> tuple[list[Value], list[Value]]:
+        """The relevance of every layer, made of its value and of the scores' gradients, with the samples in front and laid
+        out as the layer; zero where nothing is explained.
+        """
+        op = self.op
+        indices = begun.hostile(op, turn.hostile, self._classes(by_sample))
+        by_index = [self._gradients(begun, layers, i) for i in (None, *indices)]
+        fronts, rs = [], []
+        for layer, *gradients in zip(layers, *by_index):
+            with op.serving(f"{layer.name}"):
+                seen = _Front(layer, self.samples.place(layer), by_sample)
+                target, *hostile = (seen.of(op, g) for g in gradients)
+                other = [op.Cast(op.Not(op.Equal(i, begun.index)), to=int(layer.dtype or 1)) for i in indices]
+                turned = Turned(seen.of(op, layer), target, tuple(hostile), tuple(seen.each(op, v) for v in other))
+                r = op.typed(turn.combine(op, turned), turned.activation)
+                explained = op.Cast(op.GreaterOrEqual(begun.index, op.ints(0)), to=int(layer.dtype or 1))
+                fronts.append(op.typed(op.Mul(r, seen.each(op, explained)), turned.activation))
+                rs.append(seen.back(op, fronts[-1]))
+        return fronts, rs
+
+    def _sum(self, parts: Sequence[Value]) -> Value:
+        total = parts[0]
+        for part in parts[1:]:
+            total = self.op.typed(self.op.Add(total, part), total)
+        return total
 
     def _map(
         self, spread: Callable[[Emitter, Value, Value], Value], layer: Value, r: Value, name: str, x: Value
@@ -403,9 +426,9 @@ class _Half:
         _, live = activity(self.model, [name])
         return self.op.typed(spread(self.op, r, x) if id(layer) in live else zeros_like(self.op, x), x)
 
-    def _standing(self, begun: Start, layer: Value) -> Walk:
+    def _standing(self, begun: Start, layers: Sequence[Value]) -> Walk:
         """A walk of no steps: relevance stays where it enters."""
-        return Walk(self.op, self.composite, [], self._setting(begun, {id(layer)}, None))
+        return Walk(self.op, self.composite, [], self._setting(begun, {id(v) for v in layers}, None))
 
     def _gradients(self, begun: Start, layers: Sequence[Value], index: Value | None = None) -> list[Value]:
         """The gradients of one element's score by the layers."""
@@ -446,7 +469,7 @@ class _Half:
                 r = rollout.step(op, r, attention.heads_of(op, a, source), weights)
             r = op.Squeeze(r, op.ints(1))
             r.shape = ir.Shape([source.shape[0] if source.shape else None, found[0].tokens])
-            walk = self._standing(begun, found[0].y)
+            walk = self._standing(begun, [found[0].y])
             walk.rows.extend(self.above)
             inputs = dict(zip(self.wrt, self.sources))
             known = {n: attention.tokens(self.model, found, n, v, self.method) for n, v in inputs.items()}
@@ -468,7 +491,7 @@ class _Half:
         reports: dict[str, Value],
         rows: Sequence[Row],
         by_sample: bool,
-        layer: Value | None,
+        layers: Sequence[Value],
     ) -> RelevanceGraph:
         ground, told = self.ground, self.options.accounting
         return RelevanceGraph(
@@ -485,6 +508,6 @@ class _Half:
             reports={n: ground.output(v, f"explain_{n}") for n, v in reports.items()} if told else {},
             rows=tuple(rows),
             values=self._values(relevance) if told else {},
-            layer=None if layer is None else layer.name,
+            layer=", ".join(v.name or "" for v in layers) or None,
             samples={n: self.samples.place(ground.tensors[n]) for n in relevance},
         )
