@@ -54,9 +54,25 @@ sequence (float[N,3,2] x) => (float[N,2] y)
 }"""
 
 
-def test_what_is_absorbed_belongs_to_its_sample_wherever_the_batch_lies() -> None:
-    x = np.random.default_rng(3).standard_normal((4, 3, 2)).astype(np.float32)
-    explain = Explainer(parser.parse_model(TOKENS_FIRST), method="lrp-epsilon")
+# entries picked from a layout that has the samples inside, back in one that has them first
+PICKED_INSIDE = """<ir_version: 8, opset_import: ["" : 17]>
+inside (float[N,2,2,3] x) => (float[N,2] y)
+<int64[2,3,1,2] places = {0,0, 1,1, 0,1, 1,0, 0,0, 1,1}, float[3] b = {0.5, -1.0, 2.0},
+ float[3,2] w = {1.0, -2.0, 3.0, 0.5, 0.4, -0.7}> {
+    first = Transpose <perm=[1,2,0,3]> (x)
+    picked = GatherND (first, places)
+    back = Transpose <perm=[3,1,0,2,4]> (picked)
+    moved = Add (back, b)
+    active = Relu (moved)
+    mixed = MatMul (active, w)
+    y = ReduceMean <axes=[1,2,3],keepdims=0> (mixed)
+}"""
+
+
+@pytest.mark.parametrize("text, shape", [(TOKENS_FIRST, (4, 3, 2)), (PICKED_INSIDE, (4, 2, 2, 3))])
+def test_what_is_absorbed_belongs_to_its_sample_wherever_the_batch_lies(text: str, shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+    explain = Explainer(parser.parse_model(text), method="lrp-epsilon")
     together, alone = explain(x, 1), [explain(x[i : i + 1], 1) for i in range(len(x))]
     assert np.allclose(together.absorbed, [float(e.absorbed[0]) for e in alone], atol=1e-5)
     assert together.conservation.max() < 1e-5

@@ -241,9 +241,15 @@ def _detector(name: str) -> Case:
             return found["scores"], found["boxes"], found["labels"]
 
     outputs = ("scores", "boxes", "labels")
-    scoring = [m for n, m in model.named_modules() if "class" in n or n.endswith("cls_logits")]
-    heads = tuple(m for m in scoring if isinstance(m, torch.nn.Conv2d) and m.out_channels % CLASSES == 0)
+    heads = tuple(m for n, m in model.named_modules() if _squashed(n, m))
     return Case(Found().eval(), {"input": picture(1, 3, size, size)}, outputs, batched=(), heads=heads)
+
+
+def _squashed(name: str, module: Any) -> bool:
+    """Whether a detector squashes what the module gives: scores; of two stages also boxes, whose sizes are exponentials."""
+    last = name.rpartition(".")[2]
+    maps = ("class" in name or last == "cls_logits") and getattr(module, "out_channels", 1) % CLASSES == 0
+    return maps or last in ("cls_score", "bbox_pred")
 
 
 CLIPS = {"s3d": (16, 224), "mvit": (16, 64), "swin3d": (8, 64)}
@@ -297,45 +303,40 @@ def _flow(name: str) -> Case:
 
 # ----------------------------------------------------------------------------------------------------------------- timm
 
-# one small member per family of timm's; those whose layers are torchvision's too are left to it
-TIMM = (
-    *("beit_base_patch16_224", "botnet26t_256", "cait_xxs24_224", "coat_tiny", "coatnet_nano_rw_224", "convit_tiny"),
-    *("convmixer_768_32", "convnextv2_atto", "crossvit_tiny_240", "cs3darknet_focus_s", "cspresnet50", "darknet53"),
-    *("davit_tiny", "deit3_small_patch16_224", "dla34", "dpn48b", "edgenext_xx_small", "efficientformer_l1"),
-    *("efficientvit_b0", "eva02_tiny_patch14_224", "fastvit_t8", "focalnet_tiny_srf", "gcresnet33ts", "gernet_s"),
-    *("ghostnet_050", "halonet26t", "hardcorenas_a", "hgnetv2_b0", "hrnet_w18_small", "inception_resnet_v2"),
-    *("inception_next_atto", "lambda_resnet26t", "levit_128s", "mixer_s32_224", "mixnet_s", "mobilenetv4_conv_small"),
-    *("mobileone_s0", "mobilevit_xxs", "mobilevitv2_050", "mvitv2_tiny", "nasnetalarge", "nest_tiny", "nf_resnet50"),
-    *("nextvit_small", "pit_ti_224", "poolformer_s12", "pvt_v2_b0", "regnetz_b16", "repvgg_a0", "repvit_m0_9"),
-    *(
-        "res2net50_26w_4s",
-        "resnest14d",
-        "resnetv2_50",
-        "rexnet_100",
-        "sequencer2d_s",
-        "selecsls42b",
-        "seresnext26d_32x4d",
-    ),
-    *("skresnet18", "tiny_vit_5m_224", "tinynet_e", "tnt_s_patch16_224", "tresnet_m", "twins_pcpvt_small", "vgg11"),
-    *("visformer_tiny", "volo_d1_224", "vovnet39a", "xception41", "xcit_nano_12_p16_224"),
-)
-ATTENDING = (
-    *("beit", "botnet", "cait", "coat", "convit", "crossvit", "davit", "deit", "edgenext", "efficientformer", "eva"),
-    *(
-        "levit",
-        "mobilevit",
-        "mvit",
-        "nest",
-        "nextvit",
-        "pit",
-        "pvt",
-        "tiny_vit",
-        "tnt",
-        "twins",
-        "visformer",
-        "volo",
-        "xcit",
-    ),
+# one small member per family of timm's, the smallest first; those whose layers are torchvision's too are left to it
+TIMM = """
+    test_mambaout starnet_s050 test_vit_relpos edgenext_xx_small mobilevit_xxs mobilevitv2_050 mobilenetv3_small_050
+    lcnet_035 tinynet_e efficientvit_m0 repghostnet_050 ghostnet_050 cspnext_tiny iformer_t xcit_nano_12_p16_224
+    ese_vovnet19b_slim cs3darknet_focus_s efficientvit_b0 ghostnetv3_050 swiftformer_xs efficientformerv2_s0
+    convnextv2_atto pvt_v2_b0 convnext_atto mobilenetv4_conv_small fasternet_t0 fastvit_t8 mixnet_s
+    inception_next_atto pit_ti_224 rexnet_100 hardcorenas_a mobileone_s0 resnet10t coat_tiny eva02_tiny_patch14_224
+    repvit_m0_9 convit_tiny hgnetv2_b0 ghostnetv2_100 shvit_s1 vit_tiny_r_s16_p8_224 cpubone_nano efficientvim_m1
+    crossvit_tiny_240 regnetz_005 tf_efficientnetv2_b0 mambaout_femto maxvit_rmlp_pico_rw_256 levit_128s
+    densenetblur121d gernet_s nf_regnet_b0 dpn48b repvgg_a0 regnetz_b16 visformer_tiny resnest14d lambda_resnet26t
+    csatv2 resnetblur18 legacy_seresnet18 seresnet18 poolformer_s12 poolformerv2_s12 cait_xxs24_224 skresnet18
+    gcvit_xxtiny tiny_vit_5m_224 efficientformer_l1 botnet26t_256 halonet26t gmixer_12_224 hrnet_w18_small
+    vit_wee_patch16_reg1_gap_256 coatnext_nano_rw_224 hgnet_tiny coatnet_nano_rw_224 resmlp_12_224 dla34
+    ecaresnet26t seresnext26d_32x4d maxxvit_rmlp_nano_rw_256 nest_tiny mixer_s32_224 gmlp_s16_224 gcresnet33ts
+    regnetv_040 convmixer_768_32 cspresnet50 vit_srelpos_small_patch16_224 deit3_small_patch16_224 vitamin_small_224
+    vovnet39a legacy_xception tnt_s_patch16_224 rdnet_tiny twins_pcpvt_small eca_nfnet_l0 twins_svt_small
+    mvitv2_tiny res2next50 resnetv2_50 nf_resnet50 res2net50_26w_4s caformer_s18 volo_d1_224 sam2_hiera_tiny
+    xception41 sequencer2d_s hiera_tiny_224 swin_s3_tiny_224 swinv2_cr_tiny_ns_224 swinv2_tiny_window8_256
+    davit_tiny focalnet_tiny_srf tresnet_m nextvit_small selecsls42b vit_medium_patch16_rope_reg1_gap_256 darknet53
+    inception_v4 inception_resnet_v2 dm_nfnet_f0 pnasnet5large beit_base_patch16_224 samvit_base_patch16_224
+    qwen3_vit_88m nasnetalarge
+""".split()  # noqa: SIM905 - one quoted name a line would fill three pages
+# what a member is built with where its smallest is large still: fewer blocks, smaller pictures
+TIMM_BUILD: dict[str, dict[str, Any]] = {
+    "beit_base_patch16_224": {"depth": 2},
+    "samvit_base_patch16_224": {"depth": 3},
+    "qwen3_vit_88m": {"depth": 3},
+}
+ATTENDING = tuple(
+    """
+    beit botnet caformer cait coat convit crossvit csatv2 davit deit edgenext efficientformer eva gcvit hiera iformer levit
+    maxvit maxxvit mobilevit mvit nest nextvit pit pvt qwen3 sam shvit swiftformer swin test_vit tiny_vit tnt twins
+    visformer vit volo xcit
+    """.split()  # noqa: SIM905 - as above
 )
 
 
@@ -361,7 +362,7 @@ def timm_classification(whole: bool) -> list[Architecture]:
 def _timm(name: str) -> Case:
     import timm
 
-    module = timm.create_model(name, pretrained=False, exportable=True).eval()
+    module = timm.create_model(name, pretrained=False, exportable=True, **TIMM_BUILD.get(name, {})).eval()
     size = module.default_cfg["input_size"][1]
     if not module.default_cfg.get("fixed_input_size") and size > 128:
         size = 128
