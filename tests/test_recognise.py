@@ -227,6 +227,22 @@ def test_a_transpose_on_every_way_goes_before_the_activation() -> None:
     assert np.abs(run(plain, x)["y"] - run(model, x)["y"]).max() <= SAME * 5
 
 
+def test_a_scale_that_meets_its_vectors_in_another_layout_keeps_the_gradient() -> None:
+    """As tf2onnx writes a normalisation over channels before a PReLU with a slope per element."""
+    turned = "t = Transpose <perm=[0,2,1]> (n); w = Mul(t, g); y = Transpose <perm=[0,2,1]> (w)"
+    straight = "k = Transpose <perm=[1,0]> (g); y = Mul(n, k)"
+    chain = "q = Mul(x, x); v = ReduceMean <axes=[1]> (q); e = Add(v, eps); s = Sqrt(e); n = Div(x, s)"
+    x, found = drawn(2, 3, 2, seed=5).astype(np.float32), []
+    for end in (turned, straight):
+        text = f"""<ir_version: 8, opset_import: ["" : 17]> agraph (float[N,3,2] x) => (float[N,3,2] y)
+        <float[2,3] g = {{1.0, -2.0, 0.5, 3.0, 0.2, 1.5}}, float eps = {{0.001}}> {{ {chain}; {end} }}"""
+        found.append(
+            Explainer(onnx.parser.parse_model(text.replace(";", "\n")), "gradient")(x, target=2).relevance["x"]
+        )
+    assert np.allclose(found[0], found[1], atol=1e-6)
+    assert np.abs(found[0]).max() > 0.1
+
+
 def test_softmax_of_masked_logits_is_recognised_behind_the_mask() -> None:
     text = "a = Add(x, b); h = ReduceMax(a, last); l = Sub(a, h); e = Exp(l); t = ReduceSum(e, last); y = Div(e, t)"
     assert canonical(build(text)) == ["Add", "Softmax"]

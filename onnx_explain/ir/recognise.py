@@ -160,6 +160,8 @@ def _sample(region: Region, seed: int, scale: float = 1.0) -> tuple[Array, dict[
         fixed = [d for d in c.shape or () if isinstance(d, int)]
         if c.shape is None or len(fixed) != len(c.shape) or len(fixed) > n:
             return None
+        if any(d not in (1, size) for d, size in zip(reversed(fixed), reversed(sizes))):
+            return None  # it meets the entry in another order of its axes
         given[id(c)] = rng.standard_normal(fixed)
     return rng.standard_normal(sizes) * scale + 0.3 * scale, given
 
