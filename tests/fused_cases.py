@@ -283,6 +283,11 @@ def decoders() -> list[Fused]:
         fused("MatMulNBits", "float-zeros", x=drawn(2, 24), w=bits[4], s=scales, z=drawn(6, 2) + 8.0, attributes={**numbers, "bits": 4}),
         fused("MatMulNBits", "bytes-bias", x=drawn(2, 24), w=bits[8], s=scales * 0.1, z=None, g=None, b=drawn(6),
               attributes={**numbers, "bits": 8}),
+        *(fused("GatherBlockQuantized", name, d=table, x=np.array([[2, 0, 5], [1, 1, 3]]), s=drawn(6, 2, seed=7), **zeros, fed=("x",),
+                attributes={"block_size": 16, "bits": b}) for name, b, table, zeros in (
+            ("", 4, rng.integers(0, 256, (6, 12), np.uint8), {}),
+            ("zeros", 4, rng.integers(0, 256, (6, 12), np.uint8), {"z": rng.integers(0, 256, (6, 1), np.uint8)}),
+            ("bytes", 8, rng.integers(0, 256, (6, 24), np.uint8), {}))),
         fused("Attention", "past", x=SEQUENCE[:1], w=W3, b=B3, mask=None, past=drawn(2, 1, 2, 3, 4), attributes={**HEADS, "unidirectional": 1}, outputs=("y", "present"), ranks=(3, 5), batch=1),
         fused("MultiHeadAttention", "past", **QKV, b=None, m=None, a=None, pk=drawn(2, 2, 3, 4), pv=drawn(2, 2, 3, 4, seed=1),
               attributes=HEADS, fed=("x", "k", "v", "pk", "pv"), outputs=("y", "pk2", "pv2"), ranks=(3, 4, 4)),

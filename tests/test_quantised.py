@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
-from onnx import numpy_helper, parser
+from onnx import helper, numpy_helper, parser
 
 from onnx_explain import Explainer, build_vjp, fit_patterns
 from onnx_explain.errors import UnsupportedOperator
@@ -287,3 +287,31 @@ def test_the_float64_backend_dequantises_as_the_runtime_does(opset: int, axis: i
     exact = Explainer(made, "gradient", backend="reference")(x, target=1)
     np.testing.assert_allclose(exact.outputs["y"], run(made, {"x": x}, optimised=False)["y"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(exact.relevance["x"], Explainer(made, "gradient")(x, target=1).relevance["x"], rtol=1e-5)
+
+
+def test_tables_and_weights_of_four_bits_are_read_at_an_opset_that_knows_none() -> None:
+    """As ONNX Runtime's quantiser writes them at opset 17: all pairs in its own domain, none with a shape that ONNX infers."""
+    rng = np.random.default_rng(0)
+    table, weight = rng.integers(0, 256, (5, 4)).astype(np.uint8), rng.integers(-8, 8, (4, 3)).astype(np.int8)
+    held = [helper.make_tensor("w", onnx.TensorProto.INT4, weight.shape, weight.ravel().tolist())]
+    held += [numpy_helper.from_array(table, "t"), numpy_helper.from_array(np.uint8(100), "tz")]
+    held += [helper.make_tensor("wz", onnx.TensorProto.INT4, (), [1])]
+    held += [numpy_helper.from_array(np.float32(s), n) for n, s in (("ts", 0.05), ("ws", 0.2))]
+    own = {"domain": "com.microsoft"}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["t", "ts", "tz"], ["rows"], **own),
+        helper.make_node("Gather", ["rows", "ids"], ["e"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["v"], **own),
+        helper.make_node("MatMul", ["e", "v"], ["y"]),
+    ]
+    ids = helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["N", 2])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 2, 3])
+    graph = helper.make_graph(nodes, "words", [ids], [y], held)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    picked = np.array([[4, 0], [2, 3]])
+    e = Explainer(model, "gradient")({"ids": picked}, target=4)
+    rows, columns = 0.05 * (table.astype(float) - 100), 0.2 * (weight.astype(float) - 1)
+    assert np.allclose(e.outputs["y"], rows[picked] @ columns, atol=1e-5)
+    assert np.allclose(e.relevance["e"][:, 1], columns[:, 1], atol=1e-6)
+    assert not e.relevance["e"][:, 0].any()

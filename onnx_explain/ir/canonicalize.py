@@ -39,6 +39,10 @@ GIANT = 16 << 30  # bytes of one tensor for one sample
 FOLDED = 4096  # elements; larger constants stay expressions: a weight made by ConstantOfShape must not fill the file
 _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 BATCH = "N"
+_KNOWS_AXES, _KNOWS_NIBBLES = 13, 21  # the opsets from which on DequantizeLinear takes an axis, and numbers of 4 bits
+_NIBBLES = {ir.DataType.INT4: np.int8, ir.DataType.UINT4: np.uint8}
+_BYTES = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32)
+_OWN_QUANTISERS = {("com.microsoft", "QuantizeLinear"), ("com.microsoft", "DequantizeLinear")}
 
 Shapes = Mapping[str, Sequence[int | str | None]]
 
@@ -53,6 +57,7 @@ def canonicalize(model: ir.Model, shapes: Shapes | None = None, *, whole: bool =
     """
     model = model.clone()
     _lift(model)
+    _standard_quantisers(model)
     _bind(model, shapes or {}, whole=whole)
     straighten(model)
     unfuse(model, look)
@@ -102,6 +107,28 @@ def _lift(model: ir.Model) -> None:
         del graph.inputs[:]
         graph.inputs.extend(fed)
     model.ir_version = max(model.ir_version, 8)
+
+
+def _standard_quantisers(model: ir.Model) -> None:
+    """ONNX Runtime's own Quantize- and DequantizeLinear as ONNX's, wherever 8 bits hold the integers.
+
+    Its quantiser writes all pairs so where one of them has 4 or 16 bits and the opset knows neither; ONNX infers no shape
+    behind them. Constants of 4 bits become bytes.
+    """
+    version = model.graph.opset_imports.get("", 0)
+    if not _KNOWS_AXES <= version < _KNOWS_NIBBLES:
+        return
+    for value in model.graph.initializers.values():
+        wider = _NIBBLES.get(value.dtype) if value.dtype is not None else None
+        if wider is not None and value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(wider), name=value.name)
+            value.dtype = value.const_value.dtype
+    for node in model.graph:
+        if (node.domain, node.op_type) in _OWN_QUANTISERS and "block_size" not in node.attributes:
+            zero = node.inputs[2] if len(node.inputs) > 2 else None
+            integers = node.inputs[0] if zero is None and node.op_type == "DequantizeLinear" else zero
+            if integers is not None and integers.dtype in _BYTES:
+                node.domain = ""
 
 
 def _convert(model: ir.Model) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from onnx_explain.ir.contrib import activated, fast_gelu, gelu, grouped_norm
 from onnx_explain.ir.unfuse import Results, Writer, fused, refused, unshaped
@@ -110,6 +111,34 @@ def _packed_matmul(op: Writer, node: Operation) -> Results:
     weight = op.constant(w.reshape(rows, -1)[:, :columns].T.astype(kind))
     y = op.MatMul(node.x, weight)
     return [op.Add(y, node.input(5)) if node.has(5) else y]
+
+
+@fused("GatherBlockQuantized")
+def _packed_gather(op: Writer, node: Operation) -> Results:
+    """Rows of a table of 4 or 8 bits: it is unpacked once, (q - z)·s by blocks along an axis, into the file."""
+    data, scales, zeros = (node.input(i).const_value if node.has(i) else None for i in (0, 2, 3))
+    if data is None or scales is None or (zeros is None and node.has(3)):
+        raise refused(node, "its table is computed while the model runs", "export it with a constant table")
+    bits, whole = node.integer("bits", 4), data.dtype == ir.DataType.UINT8
+    q = _numbers(data.numpy(), bits if whole else 8)
+    axis, size = node.integer("quantize_axis", 1) % q.ndim, node.integer("block_size", 128)
+    s = scales.numpy().astype(np.float64)
+    blocks = math.ceil(q.shape[axis] / max(size, 1))
+    if s.shape != (*q.shape[:axis], blocks, *q.shape[axis + 1 :]):
+        raise refused(node, f"its scales are not one for {size} entries along axis {axis}", "quantise the model again")
+    middle = float(1 << (bits - 1)) if whole else 0.0
+    z = np.full(s.shape, middle) if zeros is None else _numbers(zeros.numpy(), bits if whole else 8, s.shape[-1])
+    of = np.arange(q.shape[axis]) // size
+    table = (q - z.take(of, axis)) * s.take(of, axis)
+    numbers = op.constant(table.astype(scales.numpy().dtype))
+    return [op.Gather(numbers, node.input(1), axis=node.integer("gather_axis", 0))]
+
+
+def _numbers(array: npt.NDArray[Any], bits: int, count: int | None = None) -> npt.NDArray[np.float64]:
+    """As float64; of bytes that hold several numbers each, these along the last axis, `count` of them."""
+    if bits == 8:
+        return array.astype(np.float64)
+    return _unpacked(array.reshape(-1, array.shape[-1]), bits).reshape(*array.shape[:-1], -1)[..., :count]
 
 
 def _unpacked(packed: npt.NDArray[Any], bits: int) -> npt.NDArray[np.float64]:
