@@ -145,3 +145,24 @@ def test_features_are_found_behind_any_transpositions(turns: tuple[tuple[int, ..
     x = np.random.default_rng(0).standard_normal(size).astype(np.float32)
     assert Explainer(model, "gradient")(x).channel_axis == {"x": axes[-1]}
     assert Explainer(model, "rise", masks=10)(x).relevance["x"].shape == size
+
+
+# torch.repeat_interleave along the batch, traced: the repeats are a row of ones with the number set in by OneHot
+REPEATED = """<ir_version: 8, opset_import: ["" : 17]>
+repeated (float[N,2] x) => (float[N,6] y)
+<int64[1] wanted = {3}, int64[1] none = {1}, int64[1] place = {1}, int64 rank = {3}, int64[1] middle = {1}, int64[2] flat = {-1, 6}> {
+    between = Unsqueeze (x, middle)
+    values = Concat <axis=0> (none, wanted)
+    hot = OneHot (place, rank, values)
+    whole = Constant <value = int64[1] {-1}> ()
+    repeats = Reshape (hot, whole)
+    three = Tile (between, repeats)
+    squares = Mul (three, three)
+    y = Reshape (squares, flat)
+}"""
+
+
+def test_repeats_that_are_made_of_a_row_with_one_number_set_are_known() -> None:
+    x = np.array([[1.0, -2.0], [3.0, 0.5]], np.float32)
+    e = Explainer(parser.parse_model(REPEATED), method="gradient")(x, target=3)
+    assert e.relevance["x"].tolist() == [[0.0, -4.0], [0.0, 1.0]]

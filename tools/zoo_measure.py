@@ -81,11 +81,29 @@ def answers(
         told_of[method] = gradient(path, e, expected, truth) if method == "gradient" else relevance(e)
         told_of[method]["build seconds"] = built
     if "gradient" in told_of and alone_makes_sense(path, inputs, truth):
-        (first,) = explainers({n: a[:1] for n, a in inputs.items()}, targets=[truth["target"][:1]])
-        told_of["gradient"]["alone"] = max(
-            away(s.relevance[n], r[:1]) for s, e in zip(first, found) for n, r in e.relevance.items()
-        )
+        told_of["gradient"] |= alone(path, explainers, inputs, truth, methods)
     return told_of
+
+
+def alone(
+    path: Path,
+    explainers: Explainers,
+    inputs: Mapping[str, Array],
+    truth: Mapping[str, Array],
+    methods: Sequence[str],
+) -> dict[str, float]:
+    """How far a sample's relevance is from its own without the others; in float64 too, where rounding may have moved a unit."""
+
+    def distance(explain: Explainers) -> float:
+        (both,) = explain(dict(inputs), targets=[truth["target"]])
+        (first,) = explain({n: a[:1] for n, a in inputs.items()}, targets=[truth["target"][:1]])
+        return max(away(s.relevance[n], r[:1]) for s, e in zip(first, both) for n, r in e.relevance.items())
+
+    found = {"alone": distance(explainers)}
+    if found["alone"] > GRADIENT:
+        with contextlib.suppress(TimeoutError, ExplainError, ValueError), limited(PATIENCE):
+            found["alone in float64"] = distance(Explainers(path, methods, backend="reference"))
+    return found
 
 
 def aim(truth: Mapping[str, Array]) -> Any:
@@ -129,6 +147,8 @@ def gradient(path: Path, e: Explanation, expected: Mapping[str, Array], truth: M
         "output": max(away(e.outputs[n], y) for n, y in expected.items()),
         "error": compared(e, truth, "gradient"),
     }
+    if found["output"] > OUTPUT:
+        found["output moved"] = moved(path, e.inputs)
     if found["error"] > GRADIENT and any(n.startswith("exact/") for n in truth):
         found |= {"error to float64": compared(e, truth, "exact"), "own": own(truth)}
     if found["error"] > GRADIENT and found.get("error to float64", 1.0) > GRADIENT:
@@ -138,6 +158,24 @@ def gradient(path: Path, e: Explanation, expected: Mapping[str, Array], truth: M
             if found["error in float64"] > GRADIENT:
                 found["file's own"] = confirmed(path, exact, truth)
     return found
+
+
+def moved(path: Path, inputs: Mapping[str, Array]) -> float:
+    """How far ONNX Runtime's own outputs of the file move where every input element moves by a rounding."""
+    rng = np.random.default_rng(0)
+    _, still = fed(path, inputs)
+    gone = 0.0
+    for _ in range(4):
+        near = {n: _rounded(a, rng) for n, a in inputs.items()}
+        gone = max(gone, *(away(y, still[n]) for n, y in fed(path, near)[1].items()))
+    return gone
+
+
+def _rounded(a: Array, rng: np.random.Generator) -> Array:
+    if a.dtype.kind != "f":
+        return a
+    moved_by: Array = (a * (1.0 + 1e-7 * rng.standard_normal(a.shape))).astype(a.dtype)
+    return moved_by
 
 
 def confirmed(path: Path, e: Explanation, truth: Mapping[str, Array]) -> float:

@@ -502,6 +502,8 @@ def _small(node: ir.Node, feeds: Mapping[str, npt.NDArray[Any]]) -> bool:
     if node.op_type == "Range" and len(operands) == 3:
         start, limit, delta = (float(o) for o in operands)
         return delta != 0 and abs((limit - start) / delta) <= FOLDED
+    if node.op_type == "OneHot" and len(operands) == 3:
+        return bool(operands[0].size * np.abs(operands[1].astype(np.float64)).max(initial=0.0) <= FOLDED)
     return all(o.size <= FOLDED for o in operands) and node.op_type not in (
         "Resize",
         "Upsample",
