@@ -185,7 +185,10 @@ def captum_lrp(
 
 
 class Merge(canonizers.SequentialMergeBatchNorm):  # type: ignore[misc, name-defined]
-    """Zennit's, without the ε that 0.5.1 leaves in a merged BatchNorm (its 1.0.0 takes it out, too)."""
+    """Zennit's, without the ε that 0.5.1 leaves in a merged BatchNorm (its 1.0.0 takes it out, too).
+
+    A transposed convolution in groups it cannot merge: its weights have as many output channels as one group.
+    """
 
     def register(self, linears: Any, batch_norm: Any) -> None:
         self.eps = batch_norm.eps
