@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence, Set
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from onnx_explain_kernels.catalogue import layer_plans, shipped_plans
@@ -55,8 +58,9 @@ class Report:
         )
 
 
-def build(plan: Plan, name: str, out: Path | None) -> Report:
+def build(named: tuple[str, Plan], *, out: Path | None) -> Report:
     """Compile one plan; write it where it may be shipped."""
+    name, plan = named
     spec, start = plan.specialisation, time.perf_counter()
     constants = dict(spec.constants)
     tile = "x".join(str(constants[k]) for k in ("BM", "BN", "BK") if k in constants)
@@ -86,6 +90,35 @@ def chosen(arguments: argparse.Namespace) -> Iterator[tuple[str, Plan]]:
                 yield name, plan
 
 
+def built(plans: Sequence[tuple[str, Plan]], out: Path | None, jobs: int) -> Iterator[Report]:
+    """Every plan compiled, in order, in so many processes."""
+    one = partial(build, out=out)
+    if min(jobs, len(plans)) < 2:
+        yield from map(one, plans)
+    else:
+        with ProcessPoolExecutor(jobs) as pool:
+            yield from pool.map(one, plans)
+
+
+def summary(reports: Sequence[Report], words: Sequence[str]) -> str:
+    """What each architecture's kernels take at most, as a page; no figure of speed."""
+    lines = ["# What the compiled kernels take", "", f"Made by `python tools/build_kernels.py {' '.join(words)}` with"]
+    lines += [
+        ", ".join(sorted({r.compiler for r in reports if r.compiler})) + ", without a GPU: nothing is timed here.",
+        "",
+    ]
+    lines += [
+        "| | kernels | registers, at most | shared memory, at most | code | failed or spilled |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for arch in sorted({r.arch for r in reports}):
+        own = [r for r in reports if r.arch == arch]
+        registers, shared = max(r.registers for r in own), max(r.shared for r in own) / 1024
+        size, bad = sum(r.code for r in own) / 2**20, sum(not r.good for r in own)
+        lines.append(f"| sm_{arch} | {len(own)} | {registers} | {shared:.0f} KiB | {size:.1f} MiB | {bad} |")
+    return "\n".join(lines) + "\n"
+
+
 def wanted(name: str, names: Set[str], words: Sequence[str] | None) -> bool:
     """Whether one of the words is the name, or is no kernel's whole name and part of this one."""
     return not words or any(word == name or (word not in names and word in name) for word in words)
@@ -99,17 +132,21 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["tf32"], help="of the sample layers")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="a kernel's name, or part of names")
     parser.add_argument("--report", type=Path, help="write the table as JSON too")
+    parser.add_argument("--summary", type=Path, help="write what each architecture's kernels take at most, as Markdown")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes that compile; one per core")
     arguments = parser.parse_args(words)
     if arguments.layers and arguments.out:
         parser.error("--layers writes no kernels: leave out --out")
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
     reports = []
-    for name, plan in chosen(arguments):
-        reports.append(build(plan, name, arguments.out))
-        print(reports[-1].line(), flush=True)
+    for report in built(list(chosen(arguments)), arguments.out, arguments.jobs):
+        reports.append(report)
+        print(report.line(), flush=True)
     if arguments.report:
         arguments.report.write_text(json.dumps([asdict(r) for r in reports], indent=1) + "\n", encoding="utf-8")
+    if arguments.summary:
+        arguments.summary.write_text(summary(reports, words or sys.argv[1:]), encoding="utf-8")
     bad = [r for r in reports if not r.good]
     total = sum(r.code for r in reports) / 2**20
     print(f"{len(reports)} kernels, {total:.1f} MiB of code, {len(bad)} failed or spilled")

@@ -13,6 +13,31 @@ import triton.language as tl
 
 
 @triton.jit
+def _above(x, bound):
+    """The larger one; of a NaN, NaN (`tl.maximum` would hide it, and relevance of a NaN would look like a number)."""
+    return tl.maximum(x, bound, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _below(x, bound):
+    """The smaller one; of a NaN, NaN."""
+    return tl.minimum(x, bound, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _places(sample, row, row_stride, column, column_stride, ROWS: tl.constexpr):
+    """Offsets of a tile's rows; ROWS: memory runs along them, so that neighbouring threads are to take neighbouring rows.
+
+    Of padded, strided or odd maps the compiler cannot prove it, and would give neighbouring threads neighbouring columns,
+    each in a cache line of its own. Nothing is promised about alignment, so that rows are still read one by one.
+    """
+    place = sample + row * row_stride + column * column_stride
+    if ROWS:
+        place = tl.max_contiguous(tl.multiple_of(place, 1), 2)
+    return place
+
+
+@triton.jit
 def _over(r, z, epsilon):
     """r/D(z, ε), 0 where D is 0."""
     d = z + tl.where(z >= 0, epsilon, -epsilon)
@@ -54,7 +79,7 @@ def _quotients(
             db = tl.load(b + at, mask=mask, other=0.0).to(tl.float32)
             even = _over(share, da + db, 0.0)
             if QUOTIENT == "relative":
-                gain = tl.maximum(share, 0.0)
+                gain = _above(share, 0.0)
                 s = _over(gain, da, 0.0)
                 t = even + _over(share - gain, db, 0.0)
             else:
@@ -64,10 +89,18 @@ def _quotients(
 
 
 @triton.jit
-def _operand(s, DOT: tl.constexpr):
-    """A quotient in the precision of the product; half precision saturates instead of overflowing."""
+def _operand(s, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """What is multiplied, in the precision of the product; half precision saturates instead of overflowing.
+
+    Of a tf32 operand the matrix unit drops 13 bits. Products would all become smaller, and a bias adds up from layer to
+    layer: half a unit of what remains is added first, which rounds to nearest (weights are packed rounded).
+    """
     if DOT == tl.float16:  # noqa: SIM300
-        s = tl.minimum(tl.maximum(s.to(tl.float32), -65504.0), 65504.0)
+        s = _below(_above(s.to(tl.float32), -65504.0), 65504.0)
+    if PRECISION == "tf32":
+        s = s.to(tl.float32)
+        nearest = (s.to(tl.int32, bitcast=True) + 0x1000).to(tl.float32, bitcast=True)
+        s = tl.where(s == s, nearest, s)  # a NaN of all ones would become a zero
     return s.to(DOT)
 
 
@@ -85,15 +118,15 @@ def _finish(
     elif NUMERATOR == "x":
         value = xv * first
     elif NUMERATOR == "x+":
-        value = tl.maximum(xv, 0.0) * first
+        value = _above(xv, 0.0) * first
     elif NUMERATOR == "x-":
-        value = tl.minimum(xv, 0.0) * first
+        value = _below(xv, 0.0) * first
     elif NUMERATOR == "|x-|":
-        value = tl.maximum(-xv, 0.0) * first
+        value = _above(-xv, 0.0) * first
     elif NUMERATOR == "active":
         value = tl.where(xv > 0, first, 0.0)
     elif NUMERATOR == "halves":
-        value = tl.maximum(xv, 0.0) * first + tl.minimum(xv, 0.0) * second
+        value = _above(xv, 0.0) * first + _below(xv, 0.0) * second
     else:
         at_bound = tl.where(valid, (n * low_n)[:, None] + (channel * low_c)[None, :], 0)
         lv = tl.load(low + at_bound, mask=valid, other=0.0).to(tl.float32)
@@ -124,6 +157,7 @@ def conv_relevance(
     r_n, r_k, r_h, r_w, x_n, x_c, x_h, x_w, o_n, o_c, o_h, o_w, low_n, low_c,
     QUOTIENT: tl.constexpr, BRANCH: tl.constexpr, NUMERATOR: tl.constexpr, BELOW: tl.constexpr,
     GATED: tl.constexpr, SHIFTED: tl.constexpr, ACCUMULATE: tl.constexpr, SUMS: tl.constexpr,
+    R_ROWS: tl.constexpr, X_ROWS: tl.constexpr, OUT_ROWS: tl.constexpr,
     FOLD: tl.constexpr, FLAT: tl.constexpr, STEPPED: tl.constexpr, POINT: tl.constexpr, EVEN_K: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -135,8 +169,8 @@ def conv_relevance(
     POINT: a 1x1 kernel that neither strides nor pads. EVEN_K: BK divides K.
     """
     pid = tl.program_id(0)
-    phase_h = tl.program_id(1) // SW
-    phase_w = tl.program_id(1) % SW
+    phase_h = 0 if FLAT else tl.program_id(1) // SW
+    phase_w = 0 if FLAT else tl.program_id(1) % SW
     tiles_c = tl.cdiv(C, BN)
     J = G * tiles_c
     tile_n = pid % J
@@ -212,7 +246,11 @@ def conv_relevance(
             live = rows & (over_h >= 0) & (p < P) & (over_w >= 0) & (q < Q)
             if not STEPPED:
                 live = live & (over_h % SH == 0) & (over_w % SW == 0)
-        at = (r_row + p * r_h + q * r_w)[:, None] + ((group * K + k) * r_k)[None, :]
+        if POINT:  # noqa: SIM108 (a branch that is compiled or not)
+            place = _places(r_row, 0, 0, i, r_w, R_ROWS and P * Q % 4 != 0)
+        else:
+            place = _places(r_row, p, r_h, q, r_w, R_ROWS)
+        at = place[:, None] + ((group * K + k) * r_k)[None, :]
         at_w = (((kh * S + kw) * G + group) * C + c)[None, :] * K + k[:, None]
         if EVEN_K:
             mask = live[:, None]
@@ -221,25 +259,25 @@ def conv_relevance(
             mask = live[:, None] & (k < K)[None, :]
             mask_w = (k < K)[:, None] & columns[None, :]
         s, t = _quotients(r, a, b, z, at, mask, shift, epsilon, QUOTIENT, BRANCH, GATED, SHIFTED)
-        s = _operand(s, DOT)
+        s = _operand(s, DOT, PRECISION)
         wv = tl.load(w + at_w, mask=mask_w, other=0.0).to(DOT)
         first = tl.dot(s, wv, first, input_precision=PRECISION)
         if BRANCH != "single":
             vv = tl.load(v + at_w, mask=mask_w, other=0.0).to(DOT)
             if BRANCH == "dual":
-                first = tl.dot(_operand(t, DOT), vv, first, input_precision=PRECISION)
+                first = tl.dot(_operand(t, DOT, PRECISION), vv, first, input_precision=PRECISION)
             else:
                 second = tl.dot(s, vv, second, input_precision=PRECISION)
 
     channel = group * C + c
     if FLAT:
-        place_x = i * x_w
-        place_o = i * o_w
+        place_x = _places(x_row, 0, 0, i, x_w, X_ROWS and H * W % 4 != 0)
+        place_o = _places(o_row, 0, 0, i, o_w, OUT_ROWS and H * W % 4 != 0)
     else:
-        place_x = row * x_h + column * x_w
-        place_o = row * o_h + column * o_w
-    at_x = (x_row + place_x)[:, None] + (channel * x_c)[None, :]
-    at_out = (o_row + place_o)[:, None] + (channel * o_c)[None, :]
+        place_x = _places(x_row, row, x_h, column, x_w, X_ROWS)
+        place_o = _places(o_row, row, o_h, column, o_w, OUT_ROWS)
+    at_x = place_x[:, None] + (channel * x_c)[None, :]
+    at_out = place_o[:, None] + (channel * o_c)[None, :]
     _finish(
         first, second, x, d, low, high, out, sums, counts, n, channel, row, column, rows, rows[:, None] & columns[None, :],
         at_x, at_out, low_n, low_c, below_epsilon, J, tile_n, H, W, NUMERATOR, BELOW, ACCUMULATE, SUMS,
@@ -254,6 +292,7 @@ def narrow_relevance(
     r_n, r_k, r_h, r_w, x_n, x_c, x_h, x_w, o_n, o_c, o_h, o_w, low_n, low_c,
     QUOTIENT: tl.constexpr, BRANCH: tl.constexpr, NUMERATOR: tl.constexpr, BELOW: tl.constexpr,
     GATED: tl.constexpr, SHIFTED: tl.constexpr, ACCUMULATE: tl.constexpr, SUMS: tl.constexpr,
+    R_ROWS: tl.constexpr, X_ROWS: tl.constexpr, OUT_ROWS: tl.constexpr,
     FLAT: tl.constexpr, STEPPED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -262,8 +301,8 @@ def narrow_relevance(
     Grid: (samples · row tiles · column tiles, SH · SW).
     """
     pid = tl.program_id(0)
-    phase_h = tl.program_id(1) // SW
-    phase_w = tl.program_id(1) % SW
+    phase_h = 0 if FLAT else tl.program_id(1) // SW
+    phase_w = 0 if FLAT else tl.program_id(1) % SW
     J = tl.cdiv(G * C, BN)
     tile_n = pid % J
     tile_m = pid // J
@@ -321,7 +360,7 @@ def narrow_relevance(
         live = rows & (over_h >= 0) & (p < P) & (over_w >= 0) & (q < Q)
         if not STEPPED:
             live = live & (over_h % SH == 0) & (over_w % SW == 0)
-        at = (p * r_h + q * r_w)[:, None] + ((group * K + k) * r_k)[None, :]
+        at = _places(0, p, r_h, q, r_w, R_ROWS)[:, None] + ((group * K + k) * r_k)[None, :]
         mask = live[:, None] & columns[None, :]
         s, t = _quotients(r, a, b, z, at, mask, shift, epsilon, QUOTIENT, BRANCH, GATED, SHIFTED)
         at_w = ((kh * S + kw) * G * C + channel) * K + k
@@ -335,11 +374,11 @@ def narrow_relevance(
                 second += s.to(tl.float32) * vv[None, :]
 
     if FLAT:
-        place_x = i * x_w
-        place_o = i * o_w
+        place_x = _places(0, 0, 0, i, x_w, X_ROWS and H * W % 4 != 0)
+        place_o = _places(0, 0, 0, i, o_w, OUT_ROWS and H * W % 4 != 0)
     else:
-        place_x = row * x_h + column * x_w
-        place_o = row * o_h + column * o_w
+        place_x = _places(0, row, x_h, column, x_w, X_ROWS)
+        place_o = _places(0, row, o_h, column, o_w, OUT_ROWS)
     at_x = place_x[:, None] + (channel * x_c)[None, :]
     at_out = place_o[:, None] + (channel * o_c)[None, :]
     _finish(

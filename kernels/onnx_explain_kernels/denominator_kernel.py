@@ -8,7 +8,7 @@ group, depth = (kernel offset, channel). `narrow_denominator` does the same with
 import triton
 import triton.language as tl
 
-from onnx_explain_kernels.conv_kernel import _operand, _over
+from onnx_explain_kernels.conv_kernel import _above, _below, _operand, _over, _places
 
 TINY = tl.constexpr(1e-20)
 ROUNDING = tl.constexpr(1.1920928955078125e-07)  # float32's
@@ -18,9 +18,9 @@ ROUNDING = tl.constexpr(1.1920928955078125e-07)  # float32's
 def _first(x, SOURCE: tl.constexpr):
     """The input that meets w."""
     if SOURCE == "x+" or SOURCE == "halves":
-        x = tl.maximum(x, 0.0)
+        x = _above(x, 0.0)
     elif SOURCE == "x-":
-        x = tl.minimum(x, 0.0)
+        x = _below(x, 0.0)
     elif SOURCE == "|x|" or SOURCE == "magnitudes":
         x = tl.abs(x)
     return x
@@ -30,7 +30,7 @@ def _first(x, SOURCE: tl.constexpr):
 def _second(x, SOURCE: tl.constexpr):
     """The input that meets v."""
     if SOURCE == "halves":
-        x = tl.minimum(x, 0.0)
+        x = _below(x, 0.0)
     return x
 
 
@@ -43,14 +43,14 @@ def _relative_pair(first, second, z, offset, SOURCE: tl.constexpr):
         below = second
     elif SOURCE == "x":
         above = total
-        below = tl.maximum(total - (z - offset), 4.0 * ROUNDING * (total + tl.abs(offset)))
+        below = _above(total - (z - offset), 4.0 * ROUNDING * (total + tl.abs(offset)))
     else:
         u = z - offset
         if SOURCE == "magnitudes":
             u = second
         floor = 8.0 * ROUNDING * total
-        above = tl.maximum((total + u) * 0.5, floor)
-        below = tl.maximum((total - u) * 0.5, floor)
+        above = _above((total + u) * 0.5, floor)
+        below = _above((total - u) * 0.5, floor)
     return above, below
 
 
@@ -87,7 +87,7 @@ def _end(
     else:
         above, below = _relative_pair(first, second, zv, offset, SOURCE)
         if DIVIDED:
-            gain = tl.maximum(share, 0.0)
+            gain = _above(share, 0.0)
             t = _over(share, above + below, 0.0) + _over(share - gain, below, 0.0)
             above = _over(gain, above, 0.0)
             below = t
@@ -103,6 +103,7 @@ def conv_denominator(
     r_n, r_k, r_w, x_n, x_c, x_h, x_w, o_n, o_k, o_w,
     SOURCE: tl.constexpr, END: tl.constexpr, BIASED: tl.constexpr, ACCOUNTS: tl.constexpr, GATE: tl.constexpr,
     DIVIDED: tl.constexpr, SHIFTED: tl.constexpr,
+    R_ROWS: tl.constexpr, X_ROWS: tl.constexpr, OUT_ROWS: tl.constexpr,
     FOLD: tl.constexpr, MIXED: tl.constexpr, POINT: tl.constexpr, EVEN_K: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -168,6 +169,8 @@ def conv_denominator(
             q = left[:, None] + ((tap % S) * DW)[None, :]
             mask = rows[:, None] & inside[None, :] & (h >= 0) & (h < H) & (q >= 0) & (q < W)
             at = x_row[:, None] + h * x_h + q * x_w + ((group * C + c) * x_c)[None, :]
+            if X_ROWS:
+                at = tl.max_contiguous(tl.multiple_of(at, [1, 1]), [2, 1])
             at_w = ((tap * G + group) * K * C + c)[:, None] + (k * C)[None, :]
             mask_w = inside[:, None] & columns[None, :]
         else:
@@ -178,7 +181,11 @@ def conv_denominator(
             live = rows
             if not POINT:
                 live = rows & (h >= 0) & (h < H) & (q >= 0) & (q < W)
-            at = (x_row + h * x_h + q * x_w)[:, None] + ((group * C + c) * x_c)[None, :]
+            if POINT:  # noqa: SIM108 (a branch that is compiled or not)
+                place = _places(x_row, 0, 0, i, x_w, X_ROWS and P * Q % 4 != 0)
+            else:
+                place = _places(x_row, h, x_h, q, x_w, X_ROWS)
+            at = place[:, None] + ((group * C + c) * x_c)[None, :]
             at_w = ((tap * G + group) * K + k)[None, :] * C + c[:, None]
             if EVEN_K:
                 mask = live[:, None]
@@ -188,17 +195,17 @@ def conv_denominator(
                 mask_w = (c < C)[:, None] & columns[None, :]
         xv = tl.load(x + at, mask=mask, other=0.0)
         wv = tl.load(w + at_w, mask=mask_w, other=0.0).to(DOT)
-        first = tl.dot(_operand(_first(xv, SOURCE), DOT), wv, first, input_precision=PRECISION)
+        first = tl.dot(_operand(_first(xv, SOURCE), DOT, PRECISION), wv, first, input_precision=PRECISION)
         if SOURCE == "halves" or SOURCE == "twin" or SOURCE == "magnitudes":
             vv = tl.load(v + at_w, mask=mask_w, other=0.0).to(DOT)
             if SOURCE == "halves":
-                first = tl.dot(_operand(_second(xv, SOURCE), DOT), vv, first, input_precision=PRECISION)
+                first = tl.dot(_operand(_second(xv, SOURCE), DOT, PRECISION), vv, first, input_precision=PRECISION)
             else:
-                second = tl.dot(_operand(_second(xv, SOURCE), DOT), vv, second, input_precision=PRECISION)
+                second = tl.dot(_operand(_second(xv, SOURCE), DOT, PRECISION), vv, second, input_precision=PRECISION)
 
     filter_ = group * K + k
-    at_r = (r_row + i * r_w)[:, None] + (filter_ * r_k)[None, :]
-    at_out = (o_row + i * o_w)[:, None] + (filter_ * o_k)[None, :]
+    at_r = _places(r_row, 0, 0, i, r_w, R_ROWS and P * Q % 4 != 0)[:, None] + (filter_ * r_k)[None, :]
+    at_out = _places(o_row, 0, 0, i, o_w, OUT_ROWS and P * Q % 4 != 0)[:, None] + (filter_ * o_k)[None, :]
     _end(
         first, second, bias, z, r, delta, out, pair, lost, filter_, n, rows, rows[:, None] & columns[None, :], columns,
         at_r, at_out, epsilon, scale, SOURCE, END, BIASED, ACCOUNTS, GATE, DIVIDED, SHIFTED,
@@ -213,6 +220,7 @@ def narrow_denominator(
     r_n, r_k, r_w, x_n, x_c, x_h, x_w, o_n, o_k, o_w,
     SOURCE: tl.constexpr, END: tl.constexpr, BIASED: tl.constexpr, ACCOUNTS: tl.constexpr, GATE: tl.constexpr,
     DIVIDED: tl.constexpr, SHIFTED: tl.constexpr,
+    R_ROWS: tl.constexpr, X_ROWS: tl.constexpr, OUT_ROWS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """As `conv_denominator`, columns running over all filters: each reads the C channels of its own group, in float32.
@@ -252,7 +260,7 @@ def narrow_denominator(
         h = top + (tap // S) * DH
         q = left + (tap % S) * DW
         live = rows & (h >= 0) & (h < H) & (q >= 0) & (q < W)
-        at = (h * x_h + q * x_w)[:, None] + ((group * C + c) * x_c)[None, :]
+        at = _places(0, h, x_h, q, x_w, X_ROWS)[:, None] + ((group * C + c) * x_c)[None, :]
         xv = tl.load(x + at, mask=live[:, None] & columns[None, :], other=0.0).to(tl.float32)
         at_w = (tap * G * K + filter_) * C + c
         wv = tl.load(w + at_w, mask=columns, other=0.0).to(tl.float32)
@@ -264,8 +272,8 @@ def narrow_denominator(
             else:
                 second += _second(xv, SOURCE) * vv[None, :]
 
-    at_r = (i * r_w)[:, None] + (filter_ * r_k)[None, :]
-    at_out = (i * o_w)[:, None] + (filter_ * o_k)[None, :]
+    at_r = _places(0, 0, 0, i, r_w, R_ROWS and P * Q % 4 != 0)[:, None] + (filter_ * r_k)[None, :]
+    at_out = _places(0, 0, 0, i, o_w, OUT_ROWS and P * Q % 4 != 0)[:, None] + (filter_ * o_k)[None, :]
     _end(
         first, second, bias, z, r, delta, out, pair, lost, filter_, n, rows, rows[:, None] & columns[None, :], columns,
         at_r, at_out, epsilon, scale, SOURCE, END, BIASED, ACCOUNTS, GATE, DIVIDED, SHIFTED,

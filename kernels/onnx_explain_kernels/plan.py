@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from onnx_explain_kernels.errors import UnsupportedShape
 from onnx_explain_kernels.forms import ConvForm, DenominatorForm, PoolForm
-from onnx_explain_kernels.geometry import LIMIT, Conv, Layout, Pool, strides_of
+from onnx_explain_kernels.geometry import LIMIT, Conv, Layout, Pair, Pool, strides_of
 from onnx_explain_kernels.specialisation import Constant, Specialisation
 from onnx_explain_kernels.tiles import (
     PRECISIONS,
@@ -38,6 +38,8 @@ NUMBERS = ("epsilon", "below_epsilon")
 SUM_NUMBERS = ("epsilon", "scale")
 MIXED = 16  # fewer channels than this share a turn's depth between kernel offsets
 THREADS = 256  # of a pooling block
+TURNS = 8  # channels, or blocks of them, that one pooling thread takes at most
+CROWD = 8192  # pooling blocks that keep a large device busy
 _BLOCK = 1024  # elements per program of the shift's two kernels
 
 
@@ -126,6 +128,7 @@ def plan_conv(
         "SUMS": form.sums,
         "FLAT": conv.strides == (1, 1) and not generic,
         "STEPPED": stepped,
+        **_rows_first(layouts, (conv.out, conv.size, conv.size), generic),
     }
     if generic and not stepped:
         raise UnsupportedShape(f"{conv}: strides with dilations are compiled per layer, not shipped.")
@@ -161,6 +164,13 @@ def plan_conv(
         conv.operations * form.products,
         rows,
     )
+
+
+def _rows_first(layouts: Layouts, maps: tuple[Pair, Pair, Pair], generic: bool) -> dict[str, Constant]:
+    """Of which of r, x and out memory runs along a tile's rows; what is known to be one pixel lies either way."""
+    laid = (layouts.r, layouts.x, layouts.out)
+    rows = [layout == "nchw" and (generic or prod(size) > 1) for layout, size in zip(laid, maps, strict=True)]
+    return dict(zip(_LAID_WORDS, rows, strict=True))
 
 
 def _dot(precision: Precision) -> str:
@@ -238,9 +248,11 @@ def _conv_specialisation(
 
 
 _FORM_WORDS = ("QUOTIENT", "BRANCH", "NUMERATOR", "BELOW", "GATED", "SHIFTED", "ACCUMULATE", "SUMS")
+_LAID_WORDS = ("R_ROWS", "X_ROWS", "OUT_ROWS")
 _WORDS = {
     "conv_relevance": (
         *_FORM_WORDS,
+        *_LAID_WORDS,
         "FOLD",
         "FLAT",
         "STEPPED",
@@ -252,12 +264,13 @@ _WORDS = {
         "BN",
         "BK",
     ),
-    "narrow_relevance": (*_FORM_WORDS, "FLAT", "STEPPED", "BM", "BN"),
+    "narrow_relevance": (*_FORM_WORDS, *_LAID_WORDS, "FLAT", "STEPPED", "BM", "BN"),
 }
 _SUM_WORDS = ("SOURCE", "END", "BIASED", "ACCOUNTS", "GATE", "DIVIDED", "SHIFTED")
 _WORDS |= {
     "conv_denominator": (
         *_SUM_WORDS,
+        *_LAID_WORDS,
         "FOLD",
         "MIXED",
         "POINT",
@@ -268,7 +281,7 @@ _WORDS |= {
         "BN",
         "BK",
     ),
-    "narrow_denominator": (*_SUM_WORDS, "BM", "BN"),
+    "narrow_denominator": (*_SUM_WORDS, *_LAID_WORDS, "BM", "BN"),
 }
 
 
@@ -336,6 +349,7 @@ def plan_denominator(
         "GATE": form.gate,
         "DIVIDED": form.divided,
         "SHIFTED": form.shifted,
+        **_rows_first(layouts, (conv.out, conv.size, conv.out), generic),
     }
     if conv.shallow:
         last = layouts.r == layouts.out == "nhwc"
@@ -352,7 +366,7 @@ def plan_denominator(
         if generic:
             tile = generic_sum_tile(arch, filters, branch=branch)
         else:
-            tile = sum_tile(arch, rows, filters, depth, branch=branch, pair=form.end == "pair", precision=precision)
+            tile = sum_tile(arch, rows, filters, depth, branch=branch, end=form.end, precision=precision)
         columns = conv.group * -(-filters // tile.columns)
         row_tiles = -(-rows // tile.rows) if fold else conv.samples * -(-positions // tile.rows)
         point = conv.kernel == conv.strides == (1, 1) and conv.begin == (0, 0) and conv.size == conv.out
@@ -419,7 +433,9 @@ def plan_pool(pool: Pool, form: PoolForm, *, arch: int, layouts: Layouts = LAYOU
     parameters += [(name, "i32") for name in (*POOL_SIZES, *POOL_STRIDES)]
     constants = (*words.items(), *((name, integers[name]) for name in fixed))
     spec = Specialisation(f"{form.kind}_pool", arch, tuple(parameters), constants, (), THREADS // 32, 1)
-    grid = _grid(-(-prod(pool.size) // tile_p), min(pool.samples * -(-pool.channels // tile_c), 65535))
+    across, planes = -(-prod(pool.size) // tile_p), pool.samples * -(-pool.channels // tile_c)
+    turns = max(1, min(TURNS, across * planes // CROWD))  # per thread: where a position's windows are is found once
+    grid = _grid(across, min(-(-planes // turns), 65535))
     inputs, outputs = pool.elements
     counts = {"x": inputs, "out": inputs, "y": outputs, "r": outputs, "delta": pool.samples}
     needs = {name: 4 * counts[name] for name in (*form.operands, "out")}

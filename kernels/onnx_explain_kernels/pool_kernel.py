@@ -44,27 +44,30 @@ def make_max_pool(
         pw = f_pw if f_pw >= 0 else PW
         dh = f_dh if f_dh >= 0 else DH
         dw = f_dw if f_dw >= 0 else DW
-        lane = cuda.threadIdx.x
+        lane = np.uint32(cuda.threadIdx.x)
         if channels_fast:
-            dc = lane % tile_c
-            dp = lane // tile_c
+            dc = np.int32(lane % np.uint32(tile_c))
+            dp = np.int32(lane // np.uint32(tile_c))
         else:
-            dp = lane % tile_p
-            dc = lane // tile_p
-        i = cuda.blockIdx.x * tile_p + dp
+            dp = np.int32(lane % np.uint32(tile_p))
+            dc = np.int32(lane // np.uint32(tile_p))
+        i = np.int32(np.int32(cuda.blockIdx.x) * tile_p + dp)
         if i >= H * W:
             return
-        h = i // W
-        w = i - h * W
+        h = np.int32(np.uint32(i) // np.uint32(W))
+        w = np.int32(i - h * W)
         # windows p0..p1, q0..q1 may hold this element; under a dilation only every dh-th of them does
-        low_h = h + ph - (kh - 1) * dh
-        low_w = w + pw - (kw - 1) * dw
-        p0 = (low_h + sh - 1) // sh if low_h > 0 else 0
-        q0 = (low_w + sw - 1) // sw if low_w > 0 else 0
-        p1 = (h + ph) // sh
-        q1 = (w + pw) // sw
-        p1 = p1 if p1 < P - 1 else P - 1
-        q1 = q1 if q1 < Q - 1 else Q - 1
+        low_h = np.int32(h + ph - (kh - 1) * dh)
+        low_w = np.int32(w + pw - (kw - 1) * dw)
+        p0 = np.int32(np.uint32(low_h + sh - 1) // np.uint32(sh)) if low_h > 0 else np.int32(0)
+        q0 = np.int32(np.uint32(low_w + sw - 1) // np.uint32(sw)) if low_w > 0 else np.int32(0)
+        p1 = np.int32(np.uint32(h + ph) // np.uint32(sh))
+        q1 = np.int32(np.uint32(w + pw) // np.uint32(sw))
+        p1 = p1 if p1 < P - 1 else np.int32(P - 1)
+        q1 = q1 if q1 < Q - 1 else np.int32(Q - 1)
+        # as many windows as may hold an element: a number that is compiled in unrolls the loops
+        many_h = ((kh - 1) * dh + sh) // sh
+        many_w = ((kw - 1) * dw + sw) // sw
         blocks = (C + tile_c - 1) // tile_c
         block = cuda.blockIdx.y
         while block < N * blocks:
@@ -76,29 +79,32 @@ def make_max_pool(
                 r_base = n * r_n + c * r_c
                 value = x[x_base + i * x_p]
                 total = np.float32(0)
-                for p in range(p0, p1 + 1):
-                    away_h = h + ph - p * sh
-                    if dh == 1 or away_h % dh == 0:
-                        for q in range(q0, q1 + 1):
-                            away_w = w + pw - q * sw
-                            if (dw == 1 or away_w % dw == 0) and y[y_base + (p * Q + q) * y_p] == value:
-                                # the maximum: it takes all unless an earlier entry of the window equals it
-                                own_h = away_h // dh
-                                own_w = away_w // dw
-                                wins = True
-                                for e in range(own_h + 1):
-                                    last = own_w if e == own_h else kw
-                                    hh = p * sh - ph + e * dh
-                                    if hh >= 0:
-                                        for g in range(last):
-                                            ww = q * sw - pw + g * dw
-                                            if ww >= 0 and ww < W and x[x_base + (hh * W + ww) * x_p] == value:
+                for turn_h in range(many_h):
+                    p = np.int32(p1 - many_h + 1 + turn_h)
+                    away_h = np.int32(h + ph - p * sh)
+                    if p >= p0 and (dh == 1 or np.uint32(away_h) % np.uint32(dh) == 0):
+                        for turn_w in range(many_w):
+                            q = np.int32(q1 - many_w + 1 + turn_w)
+                            away_w = np.int32(w + pw - q * sw)
+                            if q >= q0 and (dw == 1 or np.uint32(away_w) % np.uint32(dw) == 0):
+                                at = np.int32(p * Q + q)
+                                if y[y_base + at * y_p] == value:
+                                    # the maximum: it takes all unless an earlier entry of the window equals it
+                                    wins = True
+                                    for e in range(kh):
+                                        hh = np.int32(p * sh - ph + e * dh)
+                                        for g in range(kw):
+                                            ww = np.int32(q * sw - pw + g * dw)
+                                            earlier = hh < h or (hh == h and ww < w)
+                                            inside = hh >= 0 and ww >= 0 and ww < W
+                                            at_x = x_base + np.int32(hh * W + ww) * x_p
+                                            if earlier and inside and x[at_x] == value:
                                                 wins = False
-                                if wins:
-                                    share = r[r_base + (p * Q + q) * r_p]
-                                    if shifted and share != np.float32(0):
-                                        share = share - delta[n]
-                                    total += share
+                                    if wins:
+                                        share = r[r_base + at * r_p]
+                                        if shifted and share != np.float32(0):
+                                            share = share - delta[n]
+                                        total += share
                 if active and not value > np.float32(0):
                     total = np.float32(0)
                 if scaled:
@@ -143,31 +149,34 @@ def make_average_pool(
         dh = f_dh if f_dh >= 0 else DH
         dw = f_dw if f_dw >= 0 else DW
         pad = f_pad if f_pad >= 0 else PAD
-        lane = cuda.threadIdx.x
+        lane = np.uint32(cuda.threadIdx.x)
         if channels_fast:
-            dc = lane % tile_c
-            dp = lane // tile_c
+            dc = np.int32(lane % np.uint32(tile_c))
+            dp = np.int32(lane // np.uint32(tile_c))
         else:
-            dp = lane % tile_p
-            dc = lane // tile_p
-        i = cuda.blockIdx.x * tile_p + dp
+            dp = np.int32(lane % np.uint32(tile_p))
+            dc = np.int32(lane // np.uint32(tile_p))
+        i = np.int32(np.int32(cuda.blockIdx.x) * tile_p + dp)
         if i >= H * W:
             return
-        h = i // W
-        w = i - h * W
-        low_h = h + ph - (kh - 1) * dh
-        low_w = w + pw - (kw - 1) * dw
-        p0 = (low_h + sh - 1) // sh if low_h > 0 else 0
-        q0 = (low_w + sw - 1) // sw if low_w > 0 else 0
-        p1 = (h + ph) // sh
-        q1 = (w + pw) // sw
-        p1 = p1 if p1 < P - 1 else P - 1
-        q1 = q1 if q1 < Q - 1 else Q - 1
+        h = np.int32(np.uint32(i) // np.uint32(W))
+        w = np.int32(i - h * W)
+        low_h = np.int32(h + ph - (kh - 1) * dh)
+        low_w = np.int32(w + pw - (kw - 1) * dw)
+        p0 = np.int32(np.uint32(low_h + sh - 1) // np.uint32(sh)) if low_h > 0 else np.int32(0)
+        q0 = np.int32(np.uint32(low_w + sw - 1) // np.uint32(sw)) if low_w > 0 else np.int32(0)
+        p1 = np.int32(np.uint32(h + ph) // np.uint32(sh))
+        q1 = np.int32(np.uint32(w + pw) // np.uint32(sw))
+        p1 = p1 if p1 < P - 1 else np.int32(P - 1)
+        q1 = q1 if q1 < Q - 1 else np.int32(Q - 1)
         # the divisor counts entries within [0, H), or within the declared padding too
         floor_h = -ph if pad else 0
         floor_w = -pw if pad else 0
         roof_h = H + eh if pad else H
         roof_w = W + ew if pad else W
+        # as many windows as may hold an element: a number that is compiled in unrolls the loops
+        many_h = ((kh - 1) * dh + sh) // sh
+        many_w = ((kw - 1) * dw + sw) // sw
         blocks = (C + tile_c - 1) // tile_c
         block = cuda.blockIdx.y
         while block < N * blocks:
@@ -177,23 +186,26 @@ def make_average_pool(
                 y_base = n * y_n + c * y_c
                 r_base = n * r_n + c * r_c
                 total = np.float32(0)
-                for p in range(p0, p1 + 1):
-                    if dh == 1 or (h + ph - p * sh) % dh == 0:
-                        start = p * sh - ph
+                for turn_h in range(many_h):
+                    p = np.int32(p1 - many_h + 1 + turn_h)
+                    start = np.int32(p * sh - ph)
+                    if p >= p0 and (dh == 1 or np.uint32(h - start) % np.uint32(dh) == 0):
                         below_h = (floor_h - start + dh - 1) // dh if floor_h > start else 0
                         above_h = (roof_h - start + dh - 1) // dh
                         rows = (above_h if above_h < kh else kh) - below_h
-                        for q in range(q0, q1 + 1):
-                            if dw == 1 or (w + pw - q * sw) % dw == 0:
-                                start_w = q * sw - pw
+                        for turn_w in range(many_w):
+                            q = np.int32(q1 - many_w + 1 + turn_w)
+                            start_w = np.int32(q * sw - pw)
+                            if q >= q0 and (dw == 1 or np.uint32(w - start_w) % np.uint32(dw) == 0):
                                 below_w = (floor_w - start_w + dw - 1) // dw if floor_w > start_w else 0
                                 above_w = (roof_w - start_w + dw - 1) // dw
                                 columns = (above_w if above_w < kw else kw) - below_w
-                                share = r[r_base + (p * Q + q) * r_p]
+                                at = np.int32(p * Q + q)
+                                share = r[r_base + at * r_p]
                                 if shifted and share != np.float32(0):
                                     share = share - delta[n]
                                 if ratio:
-                                    z = y[y_base + (p * Q + q) * y_p]
+                                    z = y[y_base + at * y_p]
                                     z = z + epsilon if z >= np.float32(0) else z - epsilon
                                     share = share / z if z != np.float32(0) else np.float32(0)
                                 total += share / np.float32(rows * columns)

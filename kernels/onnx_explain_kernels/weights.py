@@ -16,8 +16,8 @@ def pack(w: npt.NDArray[Any], conv: Conv, *, precision: Precision = "tf32", forw
     """A weight [K, C/group, *kernel] or [K, C] as [R, S, group, C/group, K/group], filters innermost: what is summed over
     lies together. `forward`: for denominators, [R, S, group, K/group, C/group].
 
-    In float32, or for ``fp16`` and ``bf16`` in 16 bits (bfloat16 as uint16, rounded to nearest even); the kernel of narrow
-    groups (`Conv.narrow`, forward `Conv.shallow`) reads float32 whatever the precision.
+    In float32, for ``tf32`` rounded to its 10 bits of mantissa, or for ``fp16`` and ``bf16`` in 16 bits (bfloat16 as uint16),
+    to nearest even; the kernel of narrow groups (`Conv.narrow`, forward `Conv.shallow`) reads float32 whatever the precision.
 
     Raises:
         UnsupportedShape: the weight is not that of the layer.
@@ -28,11 +28,20 @@ def pack(w: npt.NDArray[Any], conv: Conv, *, precision: Precision = "tf32", forw
         raise UnsupportedShape(f"A weight of shape {w.shape} is not that of {conv}.")
     whole = np.asarray(w, np.float32).reshape(conv.group, deep, wide, *conv.kernel)
     packed = np.ascontiguousarray(whole.transpose(3, 4, 0, *((1, 2) if forward else (2, 1))))
-    if (conv.shallow if forward else conv.narrow) or precision not in ("fp16", "bf16"):
+    if (conv.shallow if forward else conv.narrow) or precision in ("ieee", "tf32x3"):
         return packed
+    if precision == "tf32":
+        return to_tf32(packed)
     if precision == "fp16":
         return np.clip(packed, -65504, 65504).astype(np.float16)
     return to_bfloat16(packed)
+
+
+def to_tf32(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The nearest float32 that tf32 can hold, ties to even: the matrix unit would cut off. NaN stays NaN."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x0FFF) + ((bits >> 13) & 1)) & np.uint32(0xFFFFE000)
+    return np.where(np.isnan(values), values, rounded.view(np.float32))
 
 
 def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:

@@ -62,19 +62,22 @@ class Tensor:
         return True
 
 
+def cut_to_tf32(values: np.ndarray) -> np.ndarray:
+    """10 bits of mantissa: what the matrix unit reads of a float32 operand; it does not look at the others."""
+    return (values.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
 def rounded_to_tf32(values: np.ndarray) -> np.ndarray:
-    """10 bits of mantissa, to nearest even: what the matrix unit keeps of a float32 operand."""
-    bits = values.view(np.uint32)
-    kept = (bits + np.uint32(0x0FFF) + ((bits >> np.uint32(13)) & np.uint32(1))) & np.uint32(0xFFFFE000)
-    return kept.view(np.float32)
+    """To the nearest of those, ties away from zero, as `cvt.rna.tf32.f32` does."""
+    return cut_to_tf32((values.view(np.uint32) + np.uint32(0x1000)).view(np.float32))
 
 
 @cache
 def triton_interpreter() -> Any:
     """The module of Triton kernels, interpreted; its product corrected.
 
-    The interpreter multiplies the bit patterns of bfloat16, and does not round to tf32: `tf32` once, of `tf32x3` each operand
-    is a sum of two, whose smaller ones are not multiplied with each other.
+    The interpreter multiplies the bit patterns of bfloat16, and knows no tf32: `tf32` reads operands cut off (rounding is the
+    kernel's part), of `tf32x3` each operand is a sum of two, whose smaller ones are not multiplied with each other.
     """
     pytest.importorskip("triton", reason="triton (extra [test]) is not installed")
     import triton.language as tl
@@ -86,13 +89,11 @@ def triton_interpreter() -> Any:
         if handle.dtype.scalar == tl.bfloat16:
             return from_bfloat16(data)
         if data.dtype == np.float32 and precision.endswith("TF32"):
-            return rounded_to_tf32(data)
+            return cut_to_tf32(data)
         return data.astype(np.float32)
 
     def thrice(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        (high_a, low_a), (high_b, low_b) = (
-            (rounded_to_tf32(v), rounded_to_tf32(v - rounded_to_tf32(v))) for v in (a, b)
-        )
+        (high_a, low_a), (high_b, low_b) = ((rounded_to_tf32(v), cut_to_tf32(v - rounded_to_tf32(v))) for v in (a, b))
         return low_a @ high_b + high_a @ low_b + high_a @ high_b
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -31,11 +32,14 @@ CHAIN = Layouts("nhwc", "nchw", "nhwc")
 
 def run_tool(*words: str) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("triton", reason="triton (extra [test]) is not installed")
+    return run_python(str(TOOL), *words)
+
+
+def run_python(*words: str) -> subprocess.CompletedProcess[str]:
+    """A process in which triton compiles: this one interprets."""
     switches = ("TRITON_INTERPRET", "NUMBA_ENABLE_CUDASIM")
     environment = {k: v for k, v in os.environ.items() if k not in switches}
-    return subprocess.run(
-        [sys.executable, str(TOOL), *words], capture_output=True, text=True, env=environment, timeout=280
-    )
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=280)
 
 
 def nvvm_is_installed() -> bool:
@@ -93,6 +97,33 @@ def test_sample_layers_compile_for_their_shape_without_spills(tmp_path: Path) ->
     done = run_tool("--layers", "--arch", "90", "--only", *names, "--report", str(report))
     assert done.returncode == 0, done.stdout + done.stderr
     assert [r["stack"] for r in json.loads(report.read_text())] == [0, 0, 0, 0]
+
+
+READS = """
+import re, sys
+from onnx_explain_kernels import compiler, forms
+from onnx_explain_kernels.geometry import Conv
+from onnx_explain_kernels.plan import plan_conv, plan_denominator
+conv = Conv.of(8, 64, 64, (7, 7), (3, 3), pads=(1, 1, 1, 1))
+for plan in (plan_conv(conv, forms.GRADIENT, arch=90), plan_denominator(conv, forms.DenominatorForm(), arch=90)):
+    made = compiler._triton_once(plan.specialisation).asm
+    layouts = dict(re.findall(r"^(#blocked\\d*) = (.*)$", made["ttgir"], re.MULTILINE))
+    copies = re.findall(r"async_copy_global_to_local .* (#blocked\\d*)> -> <128x", made["ttgir"])
+    print(*(layouts[name].replace(" ", "") for name in copies), sep="\\n")
+    print("vectors", len(re.findall(r"(?:ld|st)\\.global[.\\w]*\\.v\\d", made["ptx"])))
+"""
+
+
+def test_maps_with_channels_first_are_read_along_their_positions() -> None:
+    """Of an odd map the compiler cannot prove that memory runs so; and nothing of it may be read more than one by one."""
+    pytest.importorskip("triton", reason="triton (extra [test]) is not installed")
+    done = run_python("-c", READS)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.split()
+    assert [b for a, b in itertools.pairwise(said) if a == "vectors"] == ["0", "0"]
+    layouts = [line for line in said if line.startswith("#ttg.blocked")]
+    assert len(layouts) >= 4
+    assert all("sizePerThread=[1,1],threadsPerWarp=[32,1]" in line for line in layouts), layouts
 
 
 def test_a_spill_fails_the_build(

@@ -221,6 +221,33 @@ def test_the_error_of_a_precision_is_the_documented_one(name: str, precision: st
             assert error > ERRORS["ieee"], "the operands were not rounded at all"
 
 
+@pytest.mark.parametrize("form", [forms.GRADIENT, forms.EPSILON, forms.RELATIVE_GIVEN], ids=["given", "ratio", "dual"])
+def test_products_in_tf32_are_not_smaller_on_the_average(form: ConvForm) -> None:
+    """The matrix unit cuts operands off; were they not rounded before, each layer would lose 7e-4 of all relevance."""
+    conv = Conv.dense(16, 16, 64)
+    given = {k: np.abs(v) + np.float32(0.1) for k, v in operands(conv, form).items()}
+    want = conv_relevance(conv, form, given, epsilon=0.01)["out"].sum()
+    got = run_conv(conv, form, given, precision="tf32")["out"].astype(np.float64).sum()
+    assert abs(got / want - 1) < 5e-5, got / want - 1
+
+
+NUMERATORS = [ConvForm("given", numerator=n) for n in ("x", "x+", "x-", "|x-|")]
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+@pytest.mark.parametrize("where", ["r", "x", "w"])
+@pytest.mark.parametrize("form", [*NUMERATORS, forms.EPSILON, forms.RELATIVE, forms.HALVES])
+def test_a_nan_shows_as_a_nan(form: ConvForm, where: str, precision: str) -> None:
+    """Also that of all ones, which a device makes, and whose bits overflow when they are rounded."""
+    conv = Conv.dense(3, 4, 5)
+    given = operands(conv, form)
+    given[where].reshape(-1).view(np.uint32)[1] = 0x7FFFFFFF
+    got = run_conv(conv, form, given, precision=precision)["out"]
+    row = {"r": (0,), "x": (0, 1), "w": (slice(None), 1)}[where]
+    assert np.isnan(got[row]).all()
+    assert not np.isnan(got[1:, 0]).any()
+
+
 @pytest.mark.parametrize("kind", ["bf16", "fp16"])
 def test_tensors_may_be_stored_in_16_bits(kind: Any) -> None:
     conv, form, types = CONVS["3x3"], forms.CHAIN, Types(kind, kind, kind)

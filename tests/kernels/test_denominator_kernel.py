@@ -170,6 +170,16 @@ def test_the_error_of_a_precision_is_the_documented_one(precision: str) -> None:
             assert error > ERRORS["ieee"], "the operands were not rounded at all"
 
 
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+@pytest.mark.parametrize("form", [DenominatorForm(s) for s in ("x+", "x-", "|x|", "halves")] + [FORMS["pair"]])
+def test_a_nan_shows_as_a_nan(form: DenominatorForm, precision: str) -> None:
+    given = operands(CONVS["one_by_one"], form)
+    given["x"][1, 2, 1, 1] = np.nan
+    for result in run(CONVS["one_by_one"], form, given, precision=precision).values():
+        assert np.isnan(result[1, :, 1, 1]).all()
+        assert np.isnan(result).sum() == result.shape[1]
+
+
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_pairs_of_two_products_do_not_cancel_where_operands_are_rounded(precision: Any) -> None:
     """Z⁻ of a layer with few negative weights: from z, which is not rounded as Z⁺ is, it would be noise."""
