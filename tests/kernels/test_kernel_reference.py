@@ -162,6 +162,12 @@ def test_weights_are_packed_with_their_filters_innermost() -> None:
     assert pack(tall * 1e6, wide, precision="fp16").max() == np.float16(65504)
     assert pack(tall, wide, precision="bf16").dtype == np.uint16
     assert pack(w, conv, precision="bf16").dtype == np.float32, "narrow groups are multiplied in float32"
+    fine = tall + np.float32(2**-12)  # beside a one, tf32 holds 2⁻¹⁰
+    assert pack(fine, wide, precision="tf32")[0, 0, 0, 0, 1] == 24.0
+    assert pack(fine, wide, precision="ieee")[0, 0, 0, 0, 1] > 24.0
+    fine[0, 0, 0, 1:3] = np.nan, np.inf
+    assert np.isnan(pack(fine, wide)[0, 1, 0, 0, 0])
+    assert pack(fine, wide)[0, 2, 0, 0, 0] == np.inf
     for wrong in (w[:, :1], w[:5], w[0, 0], w[..., :3]):
         with pytest.raises(UnsupportedShape, match="is not that of"):
             pack(wrong, conv)

@@ -94,7 +94,7 @@ def test_a_layer_is_redistributed_from_what_the_launch_passes(tmp_path: Path) ->
         fake.runs = run_launches([plan_conv(CONV, forms.EPSILON, arch=90, precision="ieee", generic=generic)])
         device = Device(kernels.driver)
         layer = kernels.conv(CONV, forms.EPSILON, precision="ieee")
-        tensors = {k: device.put(pack(v, CONV) if k == "w" else v) for k, v in given.items()}
+        tensors = {k: device.put(pack(v, CONV, precision="ieee") if k == "w" else v) for k, v in given.items()}
         tensors["out"] = device.put(np.full(given["x"].shape, np.nan, np.float32))
         layer(tensors, stream=0xABC0, epsilon=0.125)
         want = conv_relevance(CONV, forms.EPSILON, given, epsilon=0.125)["out"]
