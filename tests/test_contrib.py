@@ -41,7 +41,7 @@ from onnx_explain import Explainer
 from onnx_explain.errors import ExplainError, UnsupportedOperator
 from onnx_explain.ir.canonicalize import canonicalize
 from onnx_explain.ir.spell import spell_out
-from onnx_explain.ir.unfuse import CLASSIC, EXPANSIONS
+from onnx_explain.ir.unfuse import CLASSIC, EXPANSIONS, register
 from onnx_explain.ir.unfuse import REFUSED as UNCOVERED
 
 Array = npt.NDArray[Any]
@@ -266,6 +266,7 @@ def test_a_file_for_gpus_alone_is_converted_for_any(tmp_path: Path) -> None:
 
 
 def test_the_page_on_transformers_lists_what_is_un_fused_and_what_is_refused() -> None:
+    register()
     page = (Path(__file__).parents[1] / "docs" / "transformers.md").read_text(encoding="utf-8")
     listed, refused = page.split("of domain `com.microsoft`:")[1].split("Refused, with the reason:")
     named = set(re.findall(r"`([A-Za-z0-9]+)`", listed.split(".\n")[0]))
