@@ -227,6 +227,17 @@ def test_a_transpose_on_every_way_goes_before_the_activation() -> None:
     assert np.abs(run(plain, x)["y"] - run(model, x)["y"]).max() <= SAME * 5
 
 
+@pytest.mark.parametrize("bound", [128.0, 255.0, 1e6])
+def test_a_clip_with_a_large_upper_bound_is_no_rectifier(bound: float) -> None:
+    """As detectors clip boxes to the picture."""
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> agraph (float[N,2] x) => (float[N,2] y)
+    <float zero = {{0}}, float bound = {{{bound}}}> {{ y = Clip (x, zero, bound) }}"""
+    x = np.array([[-3.0, 2.0 * bound], [2.0, 0.5 * bound]], np.float32)
+    e = Explainer(parser.parse_model(text), "gradient")(x, target=1)
+    assert e.outputs["y"].tolist() == [[0.0, bound], [2.0, 0.5 * bound]]
+    assert e.relevance["x"].tolist() == [[0.0, 0.0], [0.0, 1.0]]
+
+
 def test_a_scale_that_meets_its_vectors_in_another_layout_keeps_the_gradient() -> None:
     """As tf2onnx writes a normalisation over channels before a PReLU with a slope per element."""
     turned = "t = Transpose <perm=[0,2,1]> (n); w = Mul(t, g); y = Transpose <perm=[0,2,1]> (w)"

@@ -26,6 +26,7 @@ _SINGLE = 1e-6
 _PROVEN = 1e-7  # float64 against float64 with the same constants; the order of summation alone differs
 _FEW = np.asarray([0.0, 1.0, 0.125, -1.0, 3.5])  # where most regions show already that they are something else
 _GRID = np.concatenate([np.linspace(-12.0, 12.0, 193), np.logspace(-4, 1.9, 24), -np.logspace(-4, 1.9, 24)])
+_FAR = np.concatenate([np.logspace(2, 30, 57), -np.logspace(2, 30, 57)])  # where a bound may still lie
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _pointwise(region: Region) -> Found | None:
     for op_type, attributes, function in (*likely, *_families(few)):
         if _near(region, few, function(_FEW), _FEW):
             y = _on(region, _GRID)
-            if y is not None and _near(region, y, function(_GRID), _GRID):
+            if y is not None and _near(region, y, function(_GRID), _GRID) and _holds_far(region, function):
                 return Found(op_type, (), attributes, before=turned)
     return None
 
@@ -127,6 +128,16 @@ def _near(region: Region, y: Array, wanted: Array, x: Array) -> Any:
     """Whether y is one function's values at x, or per row of `wanted`, whether it is that one's."""
     slack = _ROUNDING.get(region.entry.dtype or ir.DataType.FLOAT, _SINGLE) * (1.0 + np.abs(x))
     return (np.abs(y - wanted) <= slack).all(axis=-1)
+
+
+def _holds_far(region: Region, function: Callable[[Array], Array]) -> bool:
+    """Whether it agrees beyond the grid too, as far as the spelling does not overflow: a Clip from 0 to 128 is no Relu."""
+    with np.errstate(all="ignore"):
+        y = _on(region, _FAR)
+        if y is None:
+            return False
+        finite = np.isfinite(y)
+        return bool(_near(region, y[finite], function(_FAR)[finite], _FAR[finite]))
 
 
 def _families(few: Array) -> Iterator[tuple[str, dict[str, Any], Callable[[Array], Array]]]:
