@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -437,3 +438,24 @@ def test_off_the_way_it_is_left_alone() -> None:
     found = Explainer(model, "gradient")(feeds, target=1)
     assert found.relevance["x"].any()
     assert set(found.outputs) == {"direct", "y", "yh", "yc"}
+
+
+CELL = """<ir_version: 8, opset_import: ["" : 17]> cell (float[N, 4] x) => (float[N, 3] y) {
+    a = MatMul(x, u) z = Sigmoid(a) o = Sub(one, z) b = MatMul(x, v) n = Tanh(b) kept = Mul(n, o) h = MatMul(x, w)
+    new = Mul(z, h) y = Add(kept, new) }"""
+
+
+@pytest.mark.parametrize("method", ["lrp-zero", "lrp-epsilon-plus", "cp-lrp"])
+def test_the_gates_of_a_cell_that_an_exporter_wrote_out_weigh_where_it_is_asked_for(method: str) -> None:
+    cell = onnx.parser.parse_model(CELL)
+    held = {"u": draw(1, 4, 3), "v": draw(2, 4, 3), "w": draw(3, 4, 3), "one": np.ones(1, np.float32)}
+    cell.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in held.items())
+    options = {} if method == "cp-lrp" else {"products": "weighed"}
+    x = draw(4, 5, 4)
+    found = Explainer(cell, method, backend="reference", keep=["a", "b", "h", "y"], **options)(x, target=1).kept
+    a, b, h = (x.astype(np.float64) @ held[k] for k in "uvw")
+    z = 1 / (1 + np.exp(-a))
+    assert not found["a"].any()
+    share = found["y"] / (np.tanh(b) * (1 - z) + z * h)  # 1 at the target, 0 elsewhere
+    np.testing.assert_allclose(found["b"], np.tanh(b) * (1 - z) * share, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["h"], z * h * share, rtol=1e-4, atol=1e-6)

@@ -43,7 +43,7 @@ OPTIONS = {
     "batch_norm": "`fold` BatchNormalization into the weights before it where that is exact, else its own ε-rule; `fold-or-pass`, as Zennit's canonizers; `epsilon`, the ε-rule everywhere; or `pass`",
     "sums": "pattern methods: residual sums `pass` the signal to every branch, or split it by fitted `covariance`. Others: operands of a sum share in proportion to their values (`signed`) or magnitudes (`absolute`); `auto`: magnitudes only "
     "where operands may cancel",
-    "products": "factors share equally (`uniform`), or the first one takes all (`signal`)",
+    "products": "factors share equally (`uniform`), the first one takes all (`signal`), or the one that no Sigmoid, Softmax or broadcast shows to be a gate (`weighed`)",
     "variant": "RAP, RSP: `general`, for inputs of any sign and nothing dropped at zeros, or `published`, what the authors' release "
     "executes. Guided non-linearity, at max-pools whose windows overlap: rectify each `path`, each pooled `input`, or as the `authors` do",
     "layer": "the inner tensor to look at; by default the last one with positions, found by structure and named in the result",
@@ -99,7 +99,7 @@ LINEAR_RULES = {
 }
 OTHER_RULES = {
     "ε (sums)": "R_k = x_k·R / D(y, ε); by magnitude: |x_k|·R / Σ|x|",
-    "uniform": "an equal part to each factor that carries what is explained; `signal`: all to the first",
+    "uniform": "an equal part to each factor that carries what is explained; `signal`: all to the first; `weighed`: all to what is no gate",
     "ε, fixed statistics": "the ε-rule with mean and variance held constant; LRN passes; Softmax: x ⊙ (R - y·ΣR)",
     "pass": "R unchanged",
     "winner takes all": "R to the entry that was taken, the first in row-major order of equal ones",

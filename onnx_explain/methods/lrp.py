@@ -18,7 +18,7 @@ from onnx_explain.methods.registry import (
     register_method,
 )
 from onnx_explain.operators.roles import Linear, Normalization, Pointwise, Product, Rearrangement, Selection, Sum
-from onnx_explain.rules import gradient, lrp
+from onnx_explain.rules import attention, gradient, lrp
 from onnx_explain.rules.lrp import Bounds
 from onnx_explain.rules.share import Rule
 
@@ -26,13 +26,18 @@ _BACH = "Bach et al.: On pixel-wise explanations … by layer-wise relevance pro
 _MONTAVON = "Montavon et al.: Explaining nonlinear classification decisions with deep Taylor decomposition, 2017"
 _OVERVIEW = "Montavon et al.: Layer-wise relevance propagation: an overview, LNCS 11700, 2019"
 Sums = Literal["signed", "absolute"]
-Products = Literal["uniform", "signal"]
+Products = Literal["uniform", "signal", "weighed"]
 _DENSE = ("Gemm", "MatMul", "Einsum")
 WEIGHTED = Selector(role=Linear, kind="weighted")
 FIRST = Selector(role=Linear, kind="weighted", first=True)
 FIRST_CONV = Selector(role=Linear, kind="weighted", operators=("Conv", "ConvTranspose"), first=True)
 GATED = Selector(role=Product, kind="gated")  # a recurrence's gates: Arras et al., WASSA 2017
 DENSE = Selector(role=Linear, kind="weighted", operators=_DENSE)
+
+
+def _product(products: Products, epsilon: float) -> Rule:
+    """Products of activations; `weighed`: the one that a Sigmoid, a Softmax or a broadcast shows to be a gate gets nothing."""
+    return attention.product("weighed", epsilon) if products == "weighed" else lrp.product(products, epsilon)
 
 
 def _others(
@@ -52,7 +57,7 @@ def _others(
         Assignment(Selector(role=Linear, kind="normalisation"), normalisation, "pass" if seen_through else "ε"),
         Assignment(Selector(role=Sum), lrp.contribution(epsilon, sums), "ε" if sums == "signed" else "|x|"),
         Assignment(GATED, lrp.product("signal", epsilon), "signal takes all"),
-        Assignment(Selector(role=Product), lrp.product(products, epsilon), products),
+        Assignment(Selector(role=Product), _product(products, epsilon), products),
         Assignment(Selector(role=Pointwise), lrp.passing, "pass"),
         Assignment(Selector(role=Selection), gradient.route, "winner takes all"),
         Assignment(Selector(role=Rearrangement), gradient.undo, "undo"),

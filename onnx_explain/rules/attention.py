@@ -15,7 +15,16 @@ from onnx_explain.ir.emit import Emitter
 from onnx_explain.ir.view import Operation, Value, dims
 from onnx_explain.operators import find
 from onnx_explain.operators.normalize import probabilities
-from onnx_explain.operators.roles import Linear, Normalization, Pointwise, Product, Rearrangement, Role, reduce_like
+from onnx_explain.operators.roles import (
+    Linear,
+    Normalization,
+    Pointwise,
+    Product,
+    Rearrangement,
+    Role,
+    Sum,
+    reduce_like,
+)
 from onnx_explain.rules import lrp
 from onnx_explain.rules.share import Rule, Shares, Step, quotient, unmasked, wrong_role
 
@@ -111,7 +120,7 @@ class _Made:
 
 
 def _maker(value: Value) -> _Made | None:
-    """The operator behind a factor, through moved entries and constant scales; None where it is none that weighs."""
+    """The operator behind a factor, through moved entries, constant scales and shifts; None where it is none that weighs."""
     waiting = [value]
     for _ in range(_STEPS):
         if not waiting:
@@ -132,8 +141,9 @@ def _maker(value: Value) -> _Made | None:
 
 
 def _through(node: Operation, role: Role | None) -> Iterator[Value]:
-    """The operands behind an operator that only moves or scales."""
-    if isinstance(role, Rearrangement) or (isinstance(role, Linear) and role.kind == "scale"):
+    """The operands behind an operator that only moves, scales or shifts (a GRU's 1 - z)."""
+    shifts = isinstance(role, Sum) and len(node.active) == 1
+    if isinstance(role, Rearrangement) or shifts or (isinstance(role, Linear) and role.kind == "scale"):
         for k in sorted(node.active):
             value = node.input(k)
             if value.dtype is not None and value.dtype.is_floating_point():
