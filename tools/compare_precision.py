@@ -212,7 +212,7 @@ def page(table: str, asked: argparse.Namespace) -> str:
     settings = "; ".join(json.dumps(p) for p in asked.preprocessing)
     return f"""# Int8 and half-precision models against their own float32 model
 
-* command: `python tools/compare_precision.py --out PAGE`, with `--model`, `--pictures` and `--preprocessing` for the networks that are
+* command: `python tools/compare_precision.py --forms {asked.forms} --out PAGE`, with `--model`, `--pictures` and `--preprocessing` for the networks that are
   not bundled; they and their pictures are not part of this project{f". Preprocessing: `{settings}`" if settings else ""}
 * date: {date}; versions: {versions}, python {platform.python_version()}; {os.cpu_count()} cores
 
