@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(summary(records))
     if args.out:
         chosen = [*(["--sources", *args.sources] if args.sources else []), *(["--all"] if args.all else [])]
-        command = shlex.join(["python", "tools/zoo.py", *chosen, "--work", "DIR", "--out", "docs/benchmarks/zoo"])
+        command = shlex.join(["python", "tools/zoo.py", *chosen, "--work", "DIR", "--out", args.out.as_posix()])
         facts = environment(command, ("onnx-explain", "onnxruntime", "onnx", "numpy")) | versions(args)
         page = markdown(HEADINGS, lines, facts, title)
         told = f"{page}\n{READING}\n\n{summary(records)}\n{sentences(records)}\n"
