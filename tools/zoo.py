@@ -20,9 +20,7 @@ from bench_cpu import environment, markdown, show, write_report
 from zoo_measure import ADDS_UP, GRADIENT, OUTPUT
 
 CONFIRMED = 0.05  # of the distance between ours and torch's, by which finite differences may be off
-NEAR = 0.02  # of the largest: the most that torch's float32 gradient may be off its float64 one and still judge
 TWICE = 2.0  # outputs that move by a rounding move no more than this further in another run
-OWN = "torch's own float32"
 TOOLS = Path(__file__).parent
 EXPORTERS = ("torchscript", "dynamo")
 LIST = (
@@ -156,9 +154,8 @@ READING = """Weights and inputs are random (`tools/zoo_export.py`). *output*: fa
 rest of the batch; all relative to the largest value of a sample. A file whose float32 gradient lies farther than 1e-4 from
 autograd's is compared in float64. Where exporters fold BatchNormalization in float32, a unit near its kink may change sides: the
 file is then another function than the network, and finite differences of the file in float64 tell whether the gradient is its own.
-Of a file whose own outputs move when its input moves by a rounding (1e-7), the same is expected of ours. *Within torch's own float32*:
-the network is so steep that torch's float32 gradient is as far from its float64 one as ours; regions that RoiAlign reads are
-moved by the input too, which neither gradient counts, so that finite differences say nothing there.
+Of a file whose own outputs move when its input moves by a rounding (1e-7), the same is expected of ours. Regions that RoiAlign reads
+are moved by the input too, which neither gradient counts: finite differences say nothing there.
 The last two columns are the methods' conservation: what is missing between what was seeded, what arrived and what was absorbed.
 *build CPU s*: processor seconds from the file to an answer by all methods of the row, on a machine that others used too."""
 
@@ -221,8 +218,6 @@ def gradient_cell(g: Row) -> str:
             return f"{g[key]:.0e}{kind}" + (noise if kind else "")
     if g.get("file's own", 1.0) <= CONFIRMED:
         return f"the file's own ({g['error']:.0e} from torch's)"
-    if g.get("error to float64", 1.0) <= g.get("own", 0.0) <= NEAR:
-        return f"{g['error to float64']:.0e} to float64, within {OWN} ({g['own']:.0e})"
     return f"{g['error']:.0e} MISSED"
 
 
@@ -255,13 +250,11 @@ def summary(records: Sequence[Row]) -> str:
             "error" in r.get("gradient", {}) and "MISSED" not in gradient_cell(r["gradient"]) for r in files
         )
         others = sum("the file's own" in gradient_cell(r.get("gradient", {})) for r in files)
-        near = sum(OWN in gradient_cell(r.get("gradient", {})) for r in files)
         methods = [r.get(m) for r in files for m in r["methods"]]
         adding = sum(relevance_cell(m)[:1].isdigit() and "MISSED" not in relevance_cell(m) for m in methods)
         lines.append(
             f"{task[0]}, {task[1]}: {len(own)} exports tried, {len(files)} files; "
-            f"gradient right in {gradients} of {len(files)} (in {others} of these by finite differences of the file, "
-            f"in {near} as near as torch's own float32); "
+            f"gradient right in {gradients} of {len(files)} (in {others} of these by finite differences of the file); "
             f"relevance runs and adds up in {adding} of {len(methods)}."
         )
     return "\n\n".join(lines) + "\n"
