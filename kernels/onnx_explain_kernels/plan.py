@@ -200,7 +200,8 @@ def _conv_tile(conv: Conv, form: ConvForm, arch: int, precision: Precision, rows
     if generic:
         return generic_tile(arch, columns, branch=form.branch, quotient=form.quotient)
     words: dict[str, Any] = {"branch": form.branch, "quotient": form.quotient, "precision": precision}
-    return conv_tile(arch, rows, columns, depth, flat=conv.strides == (1, 1), **words)
+    reads = (form.numerator != "one" or form.below == "x") + (form.below == "d") + form.accumulate
+    return conv_tile(arch, rows, columns, depth, flat=conv.strides == (1, 1), reads=reads, **words)
 
 
 def _narrow_tile(conv: Conv, layouts: Layouts, positions: int, generic: bool) -> Tile:

@@ -58,19 +58,29 @@ def _power_of_two(value: int, low: int, high: int) -> int:
 
 
 def conv_tile(
-    arch: int, rows: int, columns: int, depth: int, *, branch: str, quotient: str, precision: Precision, flat: bool
+    arch: int,
+    rows: int,
+    columns: int,
+    depth: int,
+    *,
+    branch: str,
+    quotient: str,
+    precision: Precision,
+    flat: bool,
+    reads: int = 1,
 ) -> Tile:
     """The tile of `conv_relevance` for so many positions, channels and filters (within a group).
 
     Each choice keeps the registers of a thread below what spills: its part of the sum, and of every tensor that is read.
-    `flat`: positions lie in memory one behind the other, which saves their addresses.
+    `flat`: positions lie in memory one behind the other, which saves their addresses. `reads`: tensors of the output's shape
+    that are read behind the product.
     """
     high, wide = _power_of_two(rows, 16, 128), _power_of_two(columns, 16, 128)
     computed, double = quotient != "given", branch != "single"
     plain = branch != "twin" and not quotient.startswith("relative")
     if precision in ("ieee", "tf32x3"):
         tile = Tile(min(high, 64), min(wide, 64), 16 if precision == "ieee" or double else 32, 4, 2)
-    elif wide == high == 128 and flat and plain and arch // 10 == 9:
+    elif wide == high == 128 and flat and plain and reads <= 1 and arch // 10 == 9:
         tile = Tile(128, 128, 32, 8, 3)
     elif wide >= 64:
         if quotient.startswith("relative") and arch // 10 == 10:
