@@ -14,9 +14,7 @@ from onnx_explain_kernels.errors import UnsupportedShape
 Pair = tuple[int, int]
 Layout = Literal["nchw", "nhwc"]
 NARROW = 8  # filters (forward: channels) per group
-LIMIT = (
-    2**31 - 4096
-)  # offsets within a sample, and rows behind the last one of a tile, are 32-bit integers in the kernels
+LIMIT = 2**31 - 4096  # offsets within a sample, and of rows behind a tile's last one, are 32-bit in the kernels
 
 
 def pair(values: tuple[int, ...], default: int) -> Pair:

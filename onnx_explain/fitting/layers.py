@@ -123,7 +123,7 @@ def watched(
                 op.output(value, outputs[id(value)], value)
         return outputs[id(value)]
 
-    layers, additions = [], []
+    layers, additions, readers = [], [], _readers(links)
     for link in links:
         node, role = link.operation, link.role
         wanted = chosen is None or node.name in chosen
@@ -136,8 +136,8 @@ def watched(
                 # ONNX Runtime 1.2x fuses MatMul and BatchNormalization into an invalid graph where several nodes read
                 # the result; not so where the product itself is wanted
                 named(original.outputs[0], wanted)
-            regime, gate = _regime(link, links, target), _gate(link, links)
-            gate = gate if regime == "positive" else node.y
+            regime = _regime(node.y, readers, target)
+            gate = _gate(node.y, readers) if regime == "positive" else node.y
             numbers = sum(_size(v) for v in {id(v): v for v in (x, node.y, gate)}.values())
             layers.append(
                 Layer(
@@ -188,12 +188,11 @@ def _addition(link: Link, role: Sum, links: Sequence[Link]) -> tuple[int, int] |
     return None if channels is None else (axis, channels)
 
 
-def _regime(link: Link, links: Sequence[Link], target: Value) -> Rectified:
+def _regime(y: Value, readers: Mapping[int, list[Link]], target: Value) -> Rectified:
     """What follows: a rectifier through shape operators, max-pools, rounding and affine maps per channel, something like
     one, or neither.
     """
-    readers, found = _readers(links), set[Rectified]()
-    waiting = [link.operation.y]
+    found, waiting = set[Rectified](), [y]
     while waiting:
         value = waiting.pop()
         behind = readers.get(id(value), [])
@@ -228,14 +227,11 @@ def _affine(link: Link) -> bool:
     return one and (affine or (isinstance(role, Pointwise) and role.through))
 
 
-def _gate(link: Link, links: Sequence[Link]) -> Value:
+def _gate(y: Value, readers: Mapping[int, list[Link]]) -> Value:
     """The last tensor behind a result, entry by entry of affine maps, that decides what a rectifier lets pass."""
-    readers, value = _readers(links), link.operation.y
-    while True:
-        behind = readers.get(id(value), [])
-        if len(behind) != 1 or not _affine(behind[0]):
-            return value
-        value = behind[0].operation.y
+    while len(behind := readers.get(id(y), [])) == 1 and _affine(behind[0]):
+        y = behind[0].operation.y
+    return y
 
 
 def weights(layers: Sequence[Layer]) -> list[Array]:

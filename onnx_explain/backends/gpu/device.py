@@ -187,9 +187,7 @@ class DeviceSession:
         ort = runtime()
         options = ort.SessionOptions()
         options.log_severity_level = 4
-        options.intra_op_num_threads = (
-            1  # the CPU computes shapes alone, and each session would have threads of its own
-        )
+        options.intra_op_num_threads = 1  # the CPU computes shapes alone; else each session has threads of its own
         self._device = device
         try:
             self._session = opened(model, options, device.providers)
